@@ -1,0 +1,142 @@
+"""The command line of ``export/build_engines.py``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from lare2_rt.cli.app import EXIT_INTERRUPTED, EXIT_USAGE
+from lare2_rt.errors import Lare2Error
+from lare2_rt.output import printable
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+@app.command()
+def build(
+    out: Annotated[
+        Path, typer.Option(help="Bundle folder to write; a bundle there is replaced once the new one is proven.")
+    ] = Path("engines"),
+    model: Annotated[
+        Optional[Path],
+        typer.Option(help="Model folder with all weights (layout: lare2_ref/sources.py). Default: the small 'mini'."),
+    ] = None,
+    sd: Annotated[
+        Optional[str],
+        typer.Option(help="Stable Diffusion instead of the model's own: hub id or folder in diffusers layout."),
+    ] = None,
+    revision: Annotated[Optional[str], typer.Option(help="Revision of the hub id. Default: its main branch.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub cache has.")] = False,
+    clip: Annotated[
+        Optional[Path], typer.Option(help="CLIP ResNet instead of the model's own: folder with config and safetensors.")
+    ] = None,
+    head: Annotated[
+        Optional[Path], typer.Option(help="EGRE head instead of the model's own: folder with config and safetensors.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Text that conditions the UNet.")] = "a photo",
+    timestep: Annotated[int, typer.Option(help="Step of the noise schedule, 0 to 999 in SD 1.5.")] = 200,
+    ensemble: Annotated[int, typer.Option(min=1, help="Noise draws per image; time grows with it.")] = 4,
+    image_size: Annotated[int, typer.Option(help="Side of the LaRE input in pixels.")] = 256,
+    batch: Annotated[
+        Optional[list[int]], typer.Option(min=1, help="Images per call; repeat for several graphs. Default: 1 and 4.")
+    ] = None,
+    noise_seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that every image shares.")] = 0,
+    exif: Annotated[
+        Literal["apply", "official", "ignore"],
+        typer.Option(
+            help="Orientation: for both branches, for the CLIP branch only as the official scripts, or never."
+        ),
+    ] = "apply",
+    alpha: Annotated[
+        Literal["drop", "white"], typer.Option(help="Transparency: dropped (official) or on white.")
+    ] = "drop",
+    icc: Annotated[
+        Literal["ignore", "srgb"], typer.Option(help="Colour profiles: ignored (official) or converted to sRGB.")
+    ] = "ignore",
+    padding: Annotated[
+        Literal["reflect101", "zero"], typer.Option(help="Border of pictures smaller than the CLIP window.")
+    ] = "reflect101",
+    parity_images: Annotated[
+        Optional[Path], typer.Option(help="Folder of images for the parity report. Default: four procedural pictures.")
+    ] = None,
+    threads: Annotated[Optional[int], typer.Option(min=1, help="CPU threads. Default: all that are allowed.")] = None,
+) -> None:
+    """Export LaRE², component by component, into a bundle of ONNX graphs, and prove it against the PyTorch reference.
+
+    Without options this builds the small embedded model into ./engines, where 'lare2-rt infer' finds it.
+    """
+    begin = time.monotonic()
+
+    def report(line: str) -> None:
+        sys.stderr.write(f"[{time.monotonic() - begin:6.1f} s] {printable(line)}\n")
+        sys.stderr.flush()
+
+    report("loading torch, diffusers and the exporter")
+    _quieten_libraries()
+    import torch
+
+    from lare2_ref.sources import default_model_folder, open_model_folder, with_clip, with_head, with_stable_diffusion
+    from lare2_rt.inputs import expand
+    from lare2_rt.policy import Preprocessing
+    from lare2_rt.threads import available_threads
+
+    from .build import build_bundle
+    from .options import BuildOptions
+
+    sources = open_model_folder(model or default_model_folder())
+    if sd is not None:
+        sources = with_stable_diffusion(sources, sd, revision=revision, offline=offline)
+    if clip is not None:
+        sources = with_clip(sources, clip)
+    if head is not None:
+        sources = with_head(sources, head)
+    options = BuildOptions(
+        prompt=prompt,
+        timestep=timestep,
+        ensemble=ensemble,
+        image_size=image_size,
+        batches=tuple(sorted(set(batch or (1, 4)))),
+        noise_seed=noise_seed,
+        policy=Preprocessing(exif=exif, alpha=alpha, icc=icc, padding=padding),
+        threads=threads or available_threads(),
+        images=tuple(expand([str(parity_images)])) if parity_images is not None else (),
+    )
+    torch.set_num_threads(options.threads)
+    bundle = build_bundle(sources, out, options, report=report)
+    parity = bundle.manifest.parity
+    assert parity is not None
+    report(
+        f"done: {out} is bundle {bundle.label}; worst component {parity.worst_component} "
+        f"{parity.worst_relative_l2:.1e} relative L2, probability difference {parity.probability_difference:.1e}"
+    )
+
+
+def _quieten_libraries() -> None:
+    """Progress bars and advice of the model libraries would drown our own lines; their failures are exceptions."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def main() -> None:
+    """Entry point: known errors become one sentence and exit code 2."""
+    try:
+        app()
+    except Lare2Error as error:
+        sys.stderr.write(f"build_engines: {printable(str(error))}\n")
+        sys.exit(EXIT_USAGE)
+    except KeyboardInterrupt:
+        sys.stderr.write("build_engines: interrupted; finished components are kept and reused by the next run\n")
+        sys.exit(EXIT_INTERRUPTED)

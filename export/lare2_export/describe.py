@@ -1,0 +1,104 @@
+"""The manifest of a build."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lare2_ref.sources import ModelSources, SourceRecord
+from lare2_rt._version import __version__
+from lare2_rt.manifest import (
+    NOISE,
+    PARITY,
+    SCHEMA_VERSION,
+    Decision,
+    FileEntry,
+    Manifest,
+    Method,
+    ModelInfo,
+    ParitySummary,
+    PreprocessingModel,
+    Source,
+    Variant,
+)
+
+from .components import Geometry
+from .keys import exporter_versions
+from .options import BuildOptions
+from .parity import worst_component
+from .staging import Staging
+
+
+def describe(
+    sources: ModelSources,
+    geometry: Geometry,
+    options: BuildOptions,
+    components: dict[str, list[dict[str, Any]]],
+    *,
+    staging: Staging,
+    parity: dict[str, Any] | None,
+    records: Sequence[SourceRecord],
+) -> Manifest:
+    """Return the manifest of the files in a staging folder; ``parity`` is the report, None before it is measured."""
+    names = {name for variants in components.values() for v in variants for name in (v["graph"], *v["files"])}
+    method = Method(
+        timestep=options.timestep,
+        ensemble=options.ensemble,
+        prompt=options.prompt,
+        noise_seed=options.noise_seed,
+        image_size=geometry.image_size,
+        crop_size=geometry.crop_size,
+        latent_shape=geometry.latent,
+        prediction_type=geometry.prediction_type,  # type: ignore[arg-type]
+        alpha_bar=geometry.alpha_bar,
+        scaling_factor=geometry.scaling_factor,
+        head=geometry.egre.head,
+    )
+    policy = options.policy
+    manifest = Manifest.model_construct(
+        schema_version=SCHEMA_VERSION,
+        id="0" * 64,
+        lare_id="0" * 64,
+        model=ModelInfo(name=sources.name, description=sources.description, synthetic=sources.synthetic),
+        method=method,
+        preprocessing=PreprocessingModel(
+            version=policy.version,
+            exif=policy.exif,
+            alpha=policy.alpha,
+            icc=policy.icc,
+            padding=policy.padding,
+            resample=policy.resample,
+        ),
+        components={name: _variants(entries) for name, entries in components.items()},
+        files={name: FileEntry(**staging.entry(name)) for name in sorted({*names, NOISE, PARITY})},
+        sources=_sources(records),
+        decision=Decision(calibration=sources.calibration),
+        parity=_summary(parity),
+        build={"lare2-rt": __version__, **exporter_versions()},
+    )
+    identities = {"id": manifest.compute_id(), "lare_id": manifest.compute_lare_id()}
+    return Manifest.model_validate_json(manifest.model_copy(update=identities).model_dump_json())
+
+
+def _variants(entries: list[dict[str, Any]]) -> tuple[Variant, ...]:
+    return tuple(Variant.model_validate_json(json.dumps(entry)) for entry in entries)
+
+
+def _summary(parity: dict[str, Any] | None) -> ParitySummary | None:
+    if parity is None:
+        return None
+    name, value = worst_component(parity)
+    return ParitySummary(
+        passed=parity["passed"],
+        engine=f"{parity['engine']['name']} {parity['engine']['version']} {parity['engine']['device']}",
+        worst_component=name,  # type: ignore[arg-type]
+        worst_relative_l2=value,
+        probability_difference=parity["end_to_end"]["probability"]["max_difference"],
+    )
+
+
+def _sources(records: Sequence[SourceRecord]) -> tuple[Source, ...]:
+    return tuple(
+        Source(role=r.role, name=r.name, sha256=r.sha256, licence=r.licence, revision=r.revision) for r in records
+    )

@@ -1,0 +1,145 @@
+"""One torch module to one ONNX graph: exported by torch's dynamo exporter, stripped, its weights in a shared file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .components import Component, Geometry
+
+PORTABLE_OPSET = 20
+KEY_PROPERTY = "lare2_rt.component_key"
+_EXTERNAL_FROM = 1024  # bytes; smaller constants stay in the graph, where engines fold them
+_PAGE, _PAGE_FROM = 4096, 1 << 20  # large weights start on a page so that they can be memory-mapped
+_ALIGNMENT = 64
+
+
+def export_graph(
+    module: nn.Module, component: Component, geometry: Geometry, *, batch: int, opset: int = PORTABLE_OPSET
+) -> ir.Model:
+    """Export with fixed shapes; probes become named values inside the graph, not outputs."""
+    inputs = component.example_inputs(geometry, batch)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(component.input_names),
+            output_names=[*component.output_names, *component.probes],
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    del model.graph.outputs[len(component.output_names) :]
+    return model
+
+
+def strip(model: ir.Model, *, key: str) -> None:
+    """Remove what the exporter wrote beside the graph (machine paths, stack traces) and leave the component key."""
+    model.doc_string = None
+    model.producer_name, model.producer_version = "lare2-rt", None
+    model.metadata_props.clear()
+    model.metadata_props[KEY_PROPERTY] = key
+    model.graph.name = "main_graph"
+    model.graph.doc_string = None
+    model.graph.metadata_props.clear()
+    for value in _values(model):
+        value.doc_string = None
+        value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+    for initialiser in model.graph.initializers.values():
+        if initialiser.const_value is not None:
+            initialiser.const_value.doc_string = None
+
+
+class WeightFile:
+    """A file of weights shared by the batch sizes of a component: equal content is stored once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle: IO[bytes] = path.open("xb")
+        self._offsets: dict[str, int] = {}
+
+    def move_in(self, model: ir.Model) -> None:
+        """Move the large initialisers of a model into this file, leaving references."""
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < _EXTERNAL_FROM:
+                continue
+            offset = self._add(np.ascontiguousarray(tensor.numpy()))
+            value.const_value = ir.ExternalTensor(
+                self._path.name,
+                offset,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape([int(n) for n in tensor.shape.numpy()]),
+                name=value.name or "",
+                base_dir=self._path.parent,
+            )
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._handle.close()
+
+    def _add(self, array: NDArray[Any]) -> int:
+        content = array.reshape(-1).view(np.uint8).data
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self._offsets:
+            alignment = _PAGE if len(content) >= _PAGE_FROM else _ALIGNMENT
+            self._handle.write(b"\0" * (-self._handle.tell() % alignment))
+            self._offsets[digest] = self._handle.tell()
+            self._handle.write(content)
+        return self._offsets[digest]
+
+
+def tensor_specs(values: list[ir.Value]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return (name, dtype, shape) of graph inputs or outputs; every dimension is a number."""
+    names = {ir.DataType.FLOAT: "float32", ir.DataType.UINT8: "uint8"}
+    specs = []
+    for value in values:
+        assert value.name is not None
+        assert value.dtype is not None
+        assert value.shape is not None
+        specs.append((value.name, names[value.dtype], tuple(int(n) for n in value.shape.numpy())))
+    return specs
+
+
+def add_output(model: ir.Model, name: str) -> None:
+    """Make an inner value of a graph an output, for parity."""
+    value = next(v for v in _values(model) if v.name == name)
+    model.graph.outputs.append(value)
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    yield from model.graph.initializers.values()
+    for node in model.graph.all_nodes():
+        yield from node.outputs
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's advice about its own internals; failures are exceptions."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

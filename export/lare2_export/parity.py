@@ -1,0 +1,193 @@
+"""How far a bundle is from the reference: each component on the reference's own inputs, then the chain end to end."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from lare2_ref.reference import Lare2Reference
+from lare2_rt.bundle import Bundle
+from lare2_rt.detection import probability_of_generated
+from lare2_rt.engines import EngineOptions, OpenEngine, select_engine
+from lare2_rt.manifest import Variant
+from lare2_rt.metrics import difference
+from lare2_rt.preprocess import Pixels
+
+from .components import COMPONENTS, Component
+from .onnx_export import add_output
+
+Arrays = dict[str, NDArray[Any]]
+
+# float32 end to end; every figure is relative L2 except the probability, which is an absolute difference.
+END_TO_END = {
+    "lare": (3e-5, "squared error of a prediction that is within 1e-5"),
+    "logits": (1e-4, "the head sums rounding of LaRE and CLIP; a logit near 0 makes a relative figure coarse"),
+    "probability": (1e-5, "what a user sees must not move in the fifth digit"),
+}
+
+
+def measure(
+    reference: Lare2Reference, bundle: Bundle, pictures: Sequence[Pixels], *, engine: str = "onnxruntime", threads: int
+) -> dict[str, Any]:
+    """Compare a bundle with the reference; returns the content of ``parity.json``.
+
+    Args:
+        pictures: preprocessed images; both sides see the same pixels.
+        engine: name of the engine of the end-to-end part; components are compared on onnxruntime.
+        threads: CPU threads of the engine.
+    """
+    expected = [_reference_arrays(reference, picture) for picture in pictures]
+    components = {c.name: _compare_component(c, bundle, expected, threads=threads) for c in COMPONENTS}
+    options = EngineOptions(threads=threads, batch=1)
+    chosen, _ = select_engine(engine, bundle, options)
+    opened = chosen.open(bundle, options)
+    try:
+        end_to_end, actual = _compare_chain(opened, pictures, expected, reference)
+        info = opened.info
+    finally:
+        opened.close()
+    batches = {str(batch): _same_bits(bundle, pictures, actual, batch=batch, engine=engine, threads=threads)
+               for batch in bundle.batches if batch != 1}  # fmt: skip
+    return {
+        "schema": "lare2-rt/parity/1",
+        "passed": all(entry["passed"] for entry in components.values()) and end_to_end["passed"],
+        "images": [_pixels_sha256(picture) for picture in pictures],
+        "reference": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "open_clip_torch")},
+        "engine": {"name": info.name, "version": info.version, "device": info.device, "precision": info.precision},
+        "components": components,
+        "end_to_end": end_to_end,
+        "same_bits_as_batch_1": batches,
+    }
+
+
+def _reference_arrays(reference: Lare2Reference, picture: Pixels) -> Arrays:
+    """Every input and output of every component for one image, from the reference."""
+    image, crop = torch.from_numpy(picture.image.copy())[None], torch.from_numpy(picture.crop.copy())[None]
+    output = reference(image, crop)
+    tensors = {
+        "latent": output.lare.latent,
+        "noise_prediction": output.lare.noise_prediction[0],
+        "lare": output.lare.lare,
+        "embedding": output.clip.embedding,
+        "layer3": output.clip.layer3,
+        "logits": output.egre.logits,
+        "attention": output.egre.attention,
+    }
+    arrays: Arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    noise = reference.noise
+    fixed = {"posterior_noise": noise.posterior, "noise": noise.ensemble}
+    return {"image": picture.image[None], "crop": picture.crop[None], **fixed, **arrays}
+
+
+def _compare_component(
+    component: Component, bundle: Bundle, expected: Sequence[Arrays], *, threads: int
+) -> dict[str, Any]:
+    """Run one graph on the reference's inputs, so that errors of earlier components do not count."""
+    variant = bundle.variant(component.name, batch=1, precision="fp32", profile="portable")  # type: ignore[arg-type]
+    names = [*component.output_names, *component.probes]
+    run = _session_with_probes(component, bundle, variant, threads)
+    results = [run.run(names, {name: arrays[name] for name in component.input_names}) for arrays in expected]
+    outputs = {}
+    for index, name in enumerate(names):
+        actual = np.stack([result[index] for result in results])
+        outputs[name] = _entry(actual, np.stack([arrays[name] for arrays in expected]), component.tolerance[name])
+    passed = all(entry["passed"] for entry in outputs.values())
+    return {"passed": passed, "reason": component.reason, "outputs": outputs}
+
+
+def _session_with_probes(component: Component, bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa: ANN401
+    """Open a component with its probes as further outputs, through a graph that exists only while it is loaded."""
+    import onnxruntime
+
+    path = bundle.graph_path(variant)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3
+    if not component.probes:
+        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    model = ir.load(path)
+    for probe in component.probes:
+        add_output(model, probe)
+    # Beside the weights, because a graph may only refer to weights in its own folder.
+    temporary = path.with_name(f".probe-{path.name}")
+    try:
+        ir.save(model, temporary)
+        return onnxruntime.InferenceSession(str(temporary), settings, providers=["CPUExecutionProvider"])
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _compare_chain(
+    engine: OpenEngine, pictures: Sequence[Pixels], expected: Sequence[Arrays], reference: Lare2Reference
+) -> tuple[dict[str, Any], list[Arrays]]:
+    actual: list[Arrays] = []
+    for picture in pictures:
+        output = engine.run(picture.image[None], picture.crop[None])
+        actual.append({"lare": output.lare, "logits": output.logits})
+    entries: dict[str, Any] = {}
+    for name in ("lare", "logits"):
+        tolerance, reason = END_TO_END[name]
+        pair = (np.stack([a[name] for a in actual]), np.stack([e[name] for e in expected]))
+        entries[name] = {**_entry(*pair, tolerance), "reason": reason}
+    tolerance, reason = END_TO_END["probability"]
+    ours = [probability_of_generated(a["logits"][0]) for a in actual]
+    theirs = [probability_of_generated(e["logits"][0]) for e in expected]
+    gap = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    entries["probability"] = {
+        "max_difference": gap,
+        "tolerance": tolerance,
+        "passed": gap <= tolerance,
+        "reason": reason,
+    }
+    rule = reference.identity.rule
+    entries["verdict_flips"] = sum(rule.verdict(a) != rule.verdict(b) for a, b in zip(ours, theirs, strict=True))
+    entries["passed"] = all(entries[name]["passed"] for name in END_TO_END)
+    return entries, actual
+
+
+def _same_bits(
+    bundle: Bundle, pictures: Sequence[Pixels], alone: Sequence[Arrays], *, batch: int, engine: str, threads: int
+) -> bool:
+    """Whether every image has the bits of the batch-1 graph when it fills the last row of a larger batch."""
+    options = EngineOptions(threads=threads, batch=batch)
+    chosen, _ = select_engine(engine, bundle, options)
+    opened = chosen.open(bundle, options)
+    try:
+        for index, picture in enumerate(pictures):
+            row = [pictures[(index + 1 + offset) % len(pictures)] for offset in range(batch - 1)] + [picture]
+            output = opened.run(np.stack([p.image for p in row]), np.stack([p.crop for p in row]))
+            same = np.array_equal(output.lare[-1], alone[index]["lare"][0])
+            if not (same and np.array_equal(output.logits[-1], alone[index]["logits"][0])):
+                return False
+    finally:
+        opened.close()
+    return True
+
+
+def _entry(actual: NDArray[Any], reference: NDArray[Any], tolerance: float) -> dict[str, Any]:
+    """Statistics over all images, judged on the worst image's relative L2."""
+    worst = max(difference(a, b).relative_l2 for a, b in zip(actual, reference, strict=True))
+    statistics = difference(actual, reference).as_dict()
+    return {**statistics, "worst_relative_l2": worst, "tolerance": tolerance, "passed": worst <= tolerance}
+
+
+def _pixels_sha256(picture: Pixels) -> str:
+    return hashlib.sha256(picture.image.tobytes() + picture.crop.tobytes()).hexdigest()
+
+
+def worst_component(report: dict[str, Any]) -> tuple[str, float]:
+    """Return the component output that comes closest to, or furthest over, its tolerance, and its relative L2."""
+    figures = [
+        (entry["worst_relative_l2"] / entry["tolerance"], name, entry["worst_relative_l2"])
+        for name, component in report["components"].items()
+        for entry in component["outputs"].values()
+    ]
+    _, name, value = max(figures)
+    return name, value

@@ -1,0 +1,108 @@
+"""A bundle on its way: components that are finished survive a killed build, the finished bundle appears by a rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lare2_rt.atomic import fsync_folder, reason, write_bytes
+from lare2_rt.errors import Lare2Error, OutputError
+from lare2_rt.integrity import sha256_of
+from lare2_rt.manifest import MANIFEST, FileEntry
+
+_MARKER = ".done.json"
+
+
+class BuildError(Lare2Error):
+    """A build cannot start or failed; the existing bundle is untouched."""
+
+
+def check_target(out: Path) -> None:
+    """Refuse a target that is not free and not a bundle, before any work; raises BuildError."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise BuildError(f"{out} is not a folder; name another with --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise BuildError(f"{out} holds something that is not a bundle; name another folder with --out")
+    if not out.resolve().parent.is_dir():
+        raise BuildError(f"the folder {out.resolve().parent} does not exist; create it first")
+
+
+class Staging:
+    """The sibling folder ``.<name>.building`` of a target, locked against a second build."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out.resolve()
+        self.folder = self.out.with_name(f".{self.out.name}.building")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folder and hold its lock; raises BuildError when another build holds it."""
+        import fcntl
+
+        try:
+            self.folder.mkdir(exist_ok=True)
+            handle = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise OutputError(f"cannot build beside {self.out}: {reason(error)}; choose another --out") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BuildError(f"another build is writing {self.out}; wait for it or choose another --out") from None
+            yield
+        finally:
+            os.close(handle)
+
+    def finished(self, component: str, key: str) -> dict[str, Any] | None:
+        """Return what ``finish`` stored for a component if its key is the same and its files are whole."""
+        try:
+            marker = json.loads((self.folder / f"{component}{_MARKER}").read_bytes())
+            if marker["key"] != key:
+                return None
+            for name, entry in marker["files"].items():
+                if sha256_of(self.folder / name) != entry["sha256"]:
+                    return None
+        except (OSError, ValueError, KeyError):
+            return None
+        content: dict[str, Any] = marker["content"]
+        return content
+
+    def clear(self, component: str) -> None:
+        """Remove whatever an earlier build left of a component."""
+        for path in self.folder.glob(f"{component}.*"):
+            path.unlink()
+
+    def finish(self, component: str, key: str, content: dict[str, Any], files: list[str]) -> None:
+        """Mark a component as finished, durably."""
+        for name in files:
+            with (self.folder / name).open("rb") as handle:
+                os.fsync(handle.fileno())
+        marker = {"key": key, "content": content, "files": {name: self.entry(name) for name in files}}
+        write_bytes(self.folder / f"{component}{_MARKER}", json.dumps(marker).encode())
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """Return size and hash of a file as the manifest has them."""
+        path = self.folder / name
+        return FileEntry(size=path.stat().st_size, sha256=sha256_of(path)).model_dump()
+
+    def prune(self, keep: set[str]) -> None:
+        """Remove everything that is not part of the bundle, markers included."""
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                path.unlink()
+
+    def publish(self) -> None:
+        """Swap the folder in: the old bundle is moved aside first and removed last."""
+        fsync_folder(self.folder)
+        old = self.out.with_name(f".{self.out.name}.old-{secrets.token_hex(4)}")
+        if self.out.exists():
+            self.out.rename(old)
+        self.folder.rename(self.out)
+        fsync_folder(self.out.parent)
+        shutil.rmtree(old, ignore_errors=True)

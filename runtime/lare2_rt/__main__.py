@@ -1,0 +1,5 @@
+"""``python -m lare2_rt``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,205 @@
+"""Opening a bundle: a folder from anywhere, trusted only after every file in it has been accounted for."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .atomic import reason
+from .errors import BundleError
+from .integrity import HashCache
+from .manifest import MANIFEST, MAX_BYTES, NOISE, ComponentName, Manifest, Precision, Profile, Variant, parse
+from .noise import Noise
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        path: the folder; manifest: its parsed manifest; noise: float32 draws of shape [1,C,h,w] and [E,C,h,w].
+    """
+
+    path: Path
+    manifest: Manifest
+    noise: Noise
+
+    @property
+    def label(self) -> str:
+        """Name and first digits of the id, for messages."""
+        return f"{self.manifest.model.name} ({self.manifest.id[:12]})"
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes that every component has, ascending."""
+        sizes = [{variant.batch for variant in variants} for variants in self.manifest.components.values()]
+        return tuple(sorted(set.intersection(*sizes)))
+
+    def variant(self, component: ComponentName, *, batch: int, precision: Precision, profile: Profile) -> Variant:
+        """Return one variant of a component; raises BundleError naming what the bundle offers instead."""
+        found = self.manifest.variant(component, batch=batch, precision=precision, profile=profile)
+        if found is None:
+            offered = ", ".join(
+                f"batch {v.batch} {v.precision} {v.profile}" for v in self.manifest.components[component]
+            )
+            raise BundleError(
+                f"{self.path} has no {component} for batch {batch} {precision} {profile}, only {offered}; "
+                f"build one with 'python export/build_engines.py --batch {batch}'"
+            )
+        return found
+
+    def graph_path(self, variant: Variant) -> Path:
+        """Return the path of a variant's ONNX file."""
+        return self.path / variant.graph
+
+
+def open_bundle(path: str | os.PathLike[str], *, verify: bool = False, progress: Progress | None = None) -> Bundle:
+    """Open and verify a bundle folder.
+
+    Args:
+        path: the folder.
+        verify: hash every file even if the hash cache knows it.
+        progress: called with numbers of bytes while files are hashed.
+
+    Raises:
+        BundleError: missing, damaged, unsafe, or of another schema version; the text names the file and the remedy.
+    """
+    folder = Path(path)
+    manifest = parse(_read_manifest(folder), str(folder))
+    _check_listing(folder, manifest)
+    _check_contents(folder, manifest, verify=verify, progress=progress)
+    _check_chain(folder, manifest)
+    return Bundle(folder, manifest, _read_noise(folder, manifest))
+
+
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a bundle folder; build one with 'python export/build_engines.py'")
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BundleError(f"{path} is not a regular file; bundles hold no links")
+        with path.open("rb") as handle:
+            return handle.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise BundleError(
+            f"{folder} has no {MANIFEST}, so it is not a bundle; build one with 'python export/build_engines.py'"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {reason(error)}; check its access rights") from error
+
+
+def _check_listing(folder: Path, manifest: Manifest) -> None:
+    """Every entry of the folder is a listed regular file without links, of the listed size."""
+    again = "get or build the bundle again"
+    found = {}
+    try:
+        with os.scandir(folder) as entries:
+            for item in entries:
+                if item.name != MANIFEST:
+                    found[item.name] = item.stat(follow_symlinks=False)
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be read: {reason(error)}; check its access rights") from error
+    for name in sorted(found):
+        shown = name.encode("utf-8", "backslashreplace").decode().encode("unicode_escape").decode()
+        if name not in manifest.files:
+            raise BundleError(f"{folder}: {shown} is not listed in the manifest; remove it or {again}")
+        if not stat.S_ISREG(found[name].st_mode):
+            raise BundleError(f"{folder}: {shown} is not a regular file; bundles hold no links or folders; {again}")
+    for name, entry in manifest.files.items():
+        if name not in found:
+            raise BundleError(f"{folder}: {name} is missing; {again}")
+        if found[name].st_size != entry.size:
+            raise BundleError(f"{folder}: {name} has {found[name].st_size} bytes instead of {entry.size}; {again}")
+
+
+def _check_contents(folder: Path, manifest: Manifest, *, verify: bool, progress: Progress | None) -> None:
+    cache = HashCache()
+    try:
+        for name, entry in manifest.files.items():
+            try:
+                actual = cache.sha256(folder / name, fresh=verify, progress=progress)
+            except OSError as error:
+                raise BundleError(
+                    f"{folder / name} cannot be read: {reason(error)}; check its access rights"
+                ) from error
+            if actual != entry.sha256:
+                raise BundleError(f"{folder}: {name} is damaged (its sha256 does not match); get or build it again")
+    finally:
+        cache.save()
+
+
+def _check_chain(folder: Path, manifest: Manifest) -> None:
+    """The shapes of neighbouring components fit each other and the method."""
+    method = manifest.method
+    for component, variants in manifest.components.items():
+        for variant in variants:
+            expected = _interface(component, variant.batch, method.ensemble, manifest)
+            actual = {t.name: (t.dtype, t.shape) for t in (*variant.inputs, *variant.outputs)}
+            for name, (dtype, shape) in expected.items():
+                got_dtype, got_shape = actual.get(name, (None, ()))
+                fits = len(got_shape) == len(shape) and all(
+                    w in (None, g) for w, g in zip(shape, got_shape, strict=True)
+                )
+                if got_dtype != dtype or not fits:
+                    wanted = "×".join("?" if n is None else str(n) for n in shape)
+                    raise BundleError(
+                        f"{folder}: {component} (batch {variant.batch}) has {name} as {got_dtype} {list(got_shape)} "
+                        f"where {dtype} {wanted} is needed; build the bundle again"
+                    )
+
+
+def _interface(
+    component: str, batch: int, ensemble: int, manifest: Manifest
+) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    """Inputs and outputs of a component; None where only the weights decide (feature widths, heads)."""
+    method = manifest.method
+    latent, image, crop = method.latent_shape, method.image_size, method.crop_size
+    table: dict[str, dict[str, tuple[str, tuple[int | None, ...]]]] = {
+        "vae_encoder": {
+            "image": ("uint8", (batch, image, image, 3)),
+            "posterior_noise": ("float32", (1, *latent)),
+            "latent": ("float32", (batch, *latent)),
+        },
+        "unet_step": {
+            "latent": ("float32", (batch, *latent)),
+            "noise": ("float32", (ensemble, *latent)),
+            "lare": ("float32", (batch, *latent)),
+        },
+        "clip_backbone": {
+            "crop": ("uint8", (batch, crop, crop, 3)),
+            "embedding": ("float32", (batch, None)),
+            "layer3": ("float32", (batch, None, None, None)),
+        },
+        "egre": {
+            "lare": ("float32", (batch, *latent)),
+            "embedding": ("float32", (batch, None)),
+            "layer3": ("float32", (batch, None, None, None)),
+            "logits": ("float32", (batch, 2)),
+            "attention": ("float32", (batch, None, None)),
+        },
+    }
+    return table[component]
+
+
+def _read_noise(folder: Path, manifest: Manifest) -> Noise:
+    method = manifest.method
+    expected = (1 + method.ensemble, *method.latent_shape)
+    try:
+        packed = np.load(io.BytesIO((folder / NOISE).read_bytes()), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{folder}: {NOISE} is not a plain NumPy array; get or build the bundle again") from error
+    if packed.dtype != np.float32 or packed.shape != expected or not np.isfinite(packed).all():
+        raise BundleError(
+            f"{folder}: {NOISE} holds {packed.dtype} {list(packed.shape)} where finite float32 {list(expected)} is "
+            "needed; build the bundle again"
+        )
+    return Noise.unpack(packed)

@@ -1,0 +1,5 @@
+"""The ``lare2-rt`` command."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -1,0 +1,131 @@
+"""The command line: options, exit codes and the last line of defence against tracebacks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from .._version import __version__
+
+# 0: everything scored. 1: some files failed. 2: nothing could start. 130: interrupted.
+EXIT_FILES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="lare2-rt",
+    help="Tell diffusion-generated images from real photographs with LaRE².",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Format = Literal["table", "json", "jsonl", "csv"]
+PrecisionName = Literal["fp32", "fp16"]
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"lare2-rt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def infer(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, folders (recursive) or quoted globs.")],
+    bundle: Annotated[
+        Optional[str],
+        typer.Option(help="Bundle folder. Default: $LARE2_BUNDLE, ./engines, else the embedded model."),
+    ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        Optional[Format], typer.Option(help="Output format. Default: by the ending of --out, else table.")
+    ] = None,
+    out: Annotated[Optional[str], typer.Option(help="Write results to this file instead of standard output.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --out replace an existing file.")] = False,
+    threshold: Annotated[
+        Optional[float],
+        typer.Option(help="Probability (0..1) from which the verdict is 'generated'. Default: the bundle's own."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Engine name, or 'auto' for the fastest usable one.")] = "auto",
+    precision: Annotated[
+        Optional[PrecisionName], typer.Option(help="Arithmetic precision. Default: the engine's.")
+    ] = None,
+    batch: Annotated[
+        Optional[int], typer.Option(min=1, help="Images per engine call, one of the bundle's sizes.")
+    ] = None,
+    threads: Annotated[
+        Optional[int], typer.Option(min=1, help="CPU threads. Default: what affinity and quota allow.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")] = False,
+) -> None:
+    """Score images: the verdict, and the probability that each was generated.
+
+    Exit code: 0 all scored, 1 some files failed, 2 nothing could start, 130 interrupted.
+    """
+    from .infer import InferOptions, run
+
+    options = InferOptions(
+        bundle=bundle,
+        format=format,
+        out=out,
+        force=force,
+        threshold=threshold,
+        engine=engine,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+        verify=verify,
+    )
+    raise typer.Exit(run(paths, options))
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[
+        Optional[str],
+        typer.Argument(metavar="BUNDLE", help="Bundle folder. Default: the one that 'infer' would use."),
+    ] = None,
+    format: Annotated[  # noqa: A002
+        Literal["table", "json"], typer.Option(help="Output format.")
+    ] = "table",
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")] = False,
+) -> None:
+    """Check a bundle and show what it is made of: method, components, weights, decision rule, parity."""
+    from .inspect import run
+
+    run(bundle, form=format, verify=verify)
+
+
+def main() -> None:
+    """Entry point of ``lare2-rt``: turns known errors into one sentence and an exit code."""
+    from ..errors import Lare2Error
+
+    try:
+        app(standalone_mode=True)
+    except Lare2Error as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted", code=EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (such as 'head') has what it wanted. Point standard output elsewhere, or Python complains at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FILES)
+
+
+def fail(sentence: str, *, code: int = EXIT_USAGE) -> None:
+    """Print one sentence on standard error and leave with ``code``."""
+    from ..output import printable
+
+    sys.stderr.write(f"lare2-rt: {printable(sentence)}\n")
+    sys.exit(code)

@@ -1,0 +1,201 @@
+"""The result for one image, and the rule that turns a probability into a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UsageError
+
+Verdict = Literal["generated", "real", "unsure"]
+Calibration = Literal["untrained", "uncalibrated", "calibrated"]
+SCHEMA = "lare2-rt/detection/1"
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRule:
+    """How a probability becomes a verdict.
+
+    Attributes:
+        calibration: ``untrained`` weights never give a verdict; ``uncalibrated`` ones only with an explicit threshold;
+            a ``calibrated`` rule has two thresholds with an ``unsure`` band between them.
+        real_below: probability of ``generated`` under which the verdict is ``real``.
+        generated_from: probability from which the verdict is ``generated``.
+        explicit: True when the thresholds were given by the caller and not by the bundle.
+    """
+
+    calibration: Calibration
+    real_below: float | None = None
+    generated_from: float | None = None
+    explicit: bool = False
+
+    def with_threshold(self, threshold: float | None) -> DecisionRule:
+        """Return the rule with the caller's single threshold in [0, 1]; None keeps the bundle's. Raises UsageError."""
+        if threshold is None:
+            return self
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"the threshold must lie between 0 and 1, not {threshold}")
+        return DecisionRule(self.calibration, threshold, threshold, explicit=True)
+
+    def verdict(self, probability: float) -> Verdict:
+        """Return the verdict for the probability (0..1) that the image is generated."""
+        if self.calibration == "untrained" or self.real_below is None or self.generated_from is None:
+            return "unsure"
+        if probability >= self.generated_from:
+            return "generated"
+        return "real" if probability < self.real_below else "unsure"
+
+    @property
+    def note(self) -> str | None:
+        """One line that says why every verdict is ``unsure`` and what to do about it; None when verdicts are given."""
+        if self.calibration == "untrained":
+            return (
+                "this model is untrained and cannot tell generated from real: its verdict is always 'unsure'; build a "
+                "bundle from trained weights with 'python export/build_engines.py --model FOLDER'"
+            )
+        if self.generated_from is None:
+            return (
+                "this bundle is uncalibrated: its verdict is 'unsure'; give a threshold that you measured on your own "
+                "images with --threshold"
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What produced a result: together these decide its bits.
+
+    Attributes:
+        bundle_name, bundle_id, bundle_path: the bundle; ``bundle_id`` is its sha256 identity in hex.
+        engine, engine_version, device: for instance onnxruntime, 1.32.0, cpu.
+        precision: ``fp32`` or ``fp16``; batch: images per call of the compiled graph; threads: CPU threads.
+        build_key: sha256 in hex over everything that determines the compiled engine.
+    """
+
+    bundle_name: str
+    bundle_id: str
+    bundle_path: str
+    engine: str
+    engine_version: str
+    device: str
+    precision: str
+    batch: int
+    threads: int
+    build_key: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detection:
+    """The answer for one image. With ``error`` set, everything that the image would have given is None.
+
+    Attributes:
+        source: path or name of the input.
+        verdict: ``generated``, ``real`` or ``unsure``.
+        probability: of being generated, 0..1 (softmax of the logits; not calibrated unless ``rule`` says so).
+        logits: (real, generated).
+        lare: float32 [4,h,w], the latent reconstruction error (squared noise error averaged over the ensemble, >= 0).
+        attention: float32 [heads,tokens], ESR's weights of the patch tokens, row-major over the CLIP feature grid.
+        provenance: bundle and engine.
+        rule: the decision rule that gave the verdict.
+        timings: milliseconds by phase (decode, each component, total); of a whole batch where images were batched.
+        error: one sentence with the remedy when this image failed.
+    """
+
+    source: str
+    provenance: Provenance
+    rule: DecisionRule
+    verdict: Verdict | None = None
+    probability: float | None = None
+    logits: tuple[float, float] | None = None
+    lare: NDArray[np.float32] | None = None
+    attention: NDArray[np.float32] | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True when the image was scored."""
+        return self.error is None
+
+    @property
+    def lare_mean(self) -> float | None:
+        """Mean of the LaRE map over channels and space."""
+        return None if self.lare is None else float(self.lare.mean())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record of JSON output, schema ``lare2-rt/detection/1``: plain types, maps as means."""
+        rule, provenance = self.rule, self.provenance
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "error": self.error,
+            "verdict": self.verdict,
+            "probability": self.probability,
+            "logits": None if self.logits is None else list(self.logits),
+            "lare_mean": self.lare_mean,
+            "decision": {
+                "calibration": rule.calibration,
+                "real_below": rule.real_below,
+                "generated_from": rule.generated_from,
+                "explicit": rule.explicit,
+                "note": rule.note,
+            },
+            "bundle": {
+                "name": provenance.bundle_name,
+                "id": provenance.bundle_id,
+                "path": provenance.bundle_path,
+            },
+            "engine": {
+                "name": provenance.engine,
+                "version": provenance.engine_version,
+                "device": provenance.device,
+                "precision": provenance.precision,
+                "batch": provenance.batch,
+                "threads": provenance.threads,
+                "build_key": provenance.build_key,
+            },
+            "timings_ms": {name: round(value, 3) for name, value in self.timings.items()},
+        }
+
+
+def probability_of_generated(logits: NDArray[np.float32]) -> float:
+    """Softmax of two logits [2]; index 1 is ``generated``. Computed in float64."""
+    real, generated = (float(value) for value in logits)
+    gap = generated - real
+    # Both branches keep exp's argument <= 0, so a confident logit cannot overflow.
+    return 1 / (1 + math.exp(-gap)) if gap >= 0 else math.exp(gap) / (1 + math.exp(gap))
+
+
+def failed(source: str, error: str, *, provenance: Provenance, rule: DecisionRule) -> Detection:
+    """Return the record of an image that could not be scored."""
+    return Detection(source, provenance, rule, error=error)
+
+
+def scored(
+    source: str,
+    logits: NDArray[np.float32],
+    *,
+    lare: NDArray[np.float32],
+    attention: NDArray[np.float32],
+    provenance: Provenance,
+    rule: DecisionRule,
+    timings: Mapping[str, float],
+) -> Detection:
+    """Return the record of one scored image; ``logits`` [2], ``lare`` [4,h,w], ``attention`` [heads,tokens]."""
+    probability = probability_of_generated(logits)
+    return Detection(
+        source,
+        provenance,
+        rule,
+        verdict=rule.verdict(probability),
+        probability=probability,
+        logits=(float(logits[0]), float(logits[1])),
+        lare=lare,
+        attention=attention,
+        timings=timings,
+    )

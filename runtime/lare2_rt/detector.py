@@ -1,0 +1,266 @@
+"""The public surface: load a bundle once, then ask it about images."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+
+from .bundle import Bundle, Progress, open_bundle
+from .decode import ImageSource, source_name
+from .detection import DecisionRule, Detection, Provenance, failed, scored
+from .engines import EngineOptions, OpenEngine, Rejected, select_engine
+from .errors import EngineError, ImageError, UsageError
+from .locate import locate_bundle
+from .preprocess import Pixels, preprocess
+from .threads import available_threads
+
+Precision = Literal["fp32", "fp16"]
+_DECODERS = 2  # decoding is far cheaper than scoring; two threads keep ahead without holding many pictures
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorInfo:
+    """What a detector is made of: the bundle and engine, the rule, and the engines that were passed over."""
+
+    provenance: Provenance
+    rule: DecisionRule
+    rejected: tuple[Rejected, ...]
+
+
+class Detector:
+    """Scores images with one bundle on one engine. Safe to share between threads; calls to the engine take turns.
+
+    Use ``Detector.load`` and, ideally, a ``with`` block::
+
+        with Detector.load() as detector:
+            print(detector.detect("photo.jpg").probability)
+    """
+
+    def __init__(self, bundle: Bundle, engine: OpenEngine, *, info: DetectorInfo) -> None:
+        self._bundle = bundle
+        self._engine: OpenEngine | None = engine
+        self._info = info
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] | None = None,
+        *,
+        engine: str = "auto",
+        precision: Precision | None = None,
+        batch: int | None = None,
+        threads: int | None = None,
+        threshold: float | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        verify: bool = False,
+        progress: Progress | None = None,
+    ) -> Detector:
+        """Open a bundle on an engine.
+
+        Args:
+            bundle: folder; default: ``LARE2_BUNDLE``, ``./engines``, else the embedded one.
+            engine: a name, or ``auto`` for the fastest usable one. A named engine never falls back.
+            precision: ``fp32`` or ``fp16``; default: the engine's.
+            batch: images per engine call, one of the bundle's sizes; default: the engine's. All results of one
+                detector come from this one graph, so they do not depend on how images are grouped.
+            threads: CPU threads; default: what affinity and container quota allow.
+            threshold: probability from which the verdict is ``generated``; default: the bundle's calibrated rule.
+            cache: folder for compiled engines; default: ``LARE2_CACHE``, else the user's cache.
+            verify: hash every file of the bundle again.
+            progress: called with numbers of bytes while the bundle is hashed.
+
+        Raises:
+            BundleError, EngineError, UsageError: with the remedy in the text.
+        """
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        located = locate_bundle(bundle)
+        opened = open_bundle(located.path, verify=verify, progress=progress)
+        rule = opened.manifest.rule.with_threshold(threshold)
+        options = EngineOptions(
+            threads=threads or available_threads(),
+            precision=precision,
+            batch=batch,
+            cache=Path(cache) if cache is not None else None,
+        )
+        chosen, rejected = select_engine(engine, opened, options)
+        running = chosen.open(opened, options)
+        info = DetectorInfo(_provenance(opened, running, located.origin), rule, rejected)
+        return cls(opened, running, info=info)
+
+    @property
+    def info(self) -> DetectorInfo:
+        """Bundle, engine, rule and rejected engines."""
+        return self._info
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle in use."""
+        return self._bundle
+
+    def detect(self, source: ImageSource) -> Detection:
+        """Score one image: path, encoded bytes, binary file object, Pillow image, or uint8 RGB array [H,W,3].
+
+        Raises:
+            ImageError: the image cannot be read or is refused.
+            EngineError: the engine failed or the detector is closed.
+        """
+        begin = time.perf_counter()
+        pixels = self._pixels(source)
+        decode = (time.perf_counter() - begin) * 1e3
+        result = self._score([(source_name(source), pixels, decode)])[0]
+        if result.error is not None:
+            raise EngineError(result.error)
+        return result
+
+    def detect_many(self, sources: Iterable[ImageSource]) -> Iterator[Detection]:
+        """Score images in order, decoding ahead of the engine; an image that fails yields a record with ``error`` set.
+
+        The last batch is padded, which changes no result.
+
+        Raises:
+            EngineError: the engine failed; images already yielded stand.
+        """
+        batch = self._info.provenance.batch
+        pending: deque[Future[_Decoded]] = deque()
+        iterator = iter(sources)
+        with ThreadPoolExecutor(_DECODERS, thread_name_prefix="lare2-decode") as pool:
+            try:
+                exhausted = False
+                group: list[_Decoded] = []
+                while True:
+                    while not exhausted and len(pending) < _DECODERS + batch:
+                        try:
+                            pending.append(pool.submit(self._decode, next(iterator)))
+                        except StopIteration:
+                            exhausted = True
+                    if pending:
+                        group.append(pending.popleft().result())
+                    ready = sum(item.pixels is not None for item in group)
+                    if ready == batch or (not pending and exhausted):
+                        yield from self._score_group(group)
+                        group = []
+                        if not pending and exhausted:
+                            return
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def warmup(self) -> None:
+        """Run the engine once on black pixels, so that the first image does not pay for lazy initialisation."""
+        method = self._bundle.manifest.method
+        black = Pixels(
+            np.zeros((method.image_size, method.image_size, 3), np.uint8),
+            np.zeros((method.crop_size, method.crop_size, 3), np.uint8),
+        )
+        self._score([("<warmup>", black, 0.0)])
+
+    def close(self) -> None:
+        """Release the engine; later calls raise EngineError."""
+        with self._turn:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pixels(self, source: ImageSource) -> Pixels:
+        method = self._bundle.manifest.method
+        return preprocess(
+            source, self._bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size
+        )
+
+    def _decode(self, source: ImageSource) -> _Decoded:
+        name = source_name(source)
+        begin = time.perf_counter()
+        try:
+            pixels = self._pixels(source)
+        except ImageError as error:
+            return _Decoded(name, None, 0.0, str(error))
+        return _Decoded(name, pixels, (time.perf_counter() - begin) * 1e3, None)
+
+    def _score_group(self, group: list[_Decoded]) -> Iterator[Detection]:
+        """Yield the records of a group in its order: at most one batch of readable images, any number of bad ones."""
+        items = [(item.name, item.pixels, item.milliseconds) for item in group if item.pixels is not None]
+        results = iter(self._score(items) if items else [])
+        for item in group:
+            if item.error is not None:
+                yield failed(item.name, item.error, provenance=self._info.provenance, rule=self._info.rule)
+            else:
+                yield next(results)
+
+    def _score(self, items: list[tuple[str, Pixels, float]]) -> list[Detection]:
+        """Run one batch of at most ``batch`` images, padded by repeating the last."""
+        provenance, rule = self._info.provenance, self._info.rule
+        padded = [item[1] for item in items] + [items[-1][1]] * (provenance.batch - len(items))
+        image = np.stack([pixels.image for pixels in padded])  # [B,S,S,3]
+        crop = np.stack([pixels.crop for pixels in padded])  # [B,C,C,3]
+        with self._turn:
+            if self._engine is None:
+                raise EngineError("the detector is closed; load it again with Detector.load()")
+            begin = time.perf_counter()
+            output = self._engine.run(image, crop)
+            engine_time = (time.perf_counter() - begin) * 1e3
+        records = []
+        for row, (name, _, decode) in enumerate(items):
+            if not np.isfinite(output.logits[row]).all():
+                text = "the engine gave NaN or infinity for this image; report it with the file and the bundle id"
+                records.append(failed(name, text, provenance=provenance, rule=rule))
+                continue
+            timings = {"decode": decode, **output.timings, "total": decode + engine_time}
+            records.append(
+                scored(
+                    name,
+                    output.logits[row],
+                    lare=output.lare[row].copy(),
+                    attention=output.attention[row].copy(),
+                    provenance=provenance,
+                    rule=rule,
+                    timings=timings,
+                )
+            )
+        return records
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """One image after decoding: pixels, or the sentence that says why not."""
+
+    name: str
+    pixels: Pixels | None
+    milliseconds: float
+    error: str | None
+
+
+def _provenance(bundle: Bundle, engine: OpenEngine, origin: str) -> Provenance:
+    info = engine.info
+    shown = "embedded" if origin == "embedded" else str(bundle.path.resolve())
+    return Provenance(
+        bundle_name=bundle.manifest.model.name,
+        bundle_id=bundle.manifest.id,
+        bundle_path=shown,
+        engine=info.name,
+        engine_version=info.version,
+        device=info.device,
+        precision=info.precision,
+        batch=info.batch,
+        threads=info.threads,
+        build_key=info.build_key,
+    )

@@ -1,0 +1,54 @@
+"""The chain VAE encoder → UNet step → CLIP backbone → EGRE for engines that run one component at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..noise import Noise
+from .contract import ChainOutput, EngineInfo, UInt8
+
+Arrays = Mapping[str, NDArray[np.generic]]
+Component = Callable[[Arrays], dict[str, NDArray[np.float32]]]
+
+
+class ComponentChain:
+    """Implements ``OpenEngine`` over four callables, each from named input arrays to named output arrays."""
+
+    def __init__(
+        self, info: EngineInfo, components: Mapping[str, Component], *, noise: Noise, close: Callable[[], None]
+    ) -> None:
+        self._info = info
+        self._components = dict(components)
+        self._noise = noise
+        self._close = close
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was opened."""
+        return self._info
+
+    def run(self, image: UInt8, crop: UInt8, *, noise: Noise | None = None) -> ChainOutput:
+        """See ``OpenEngine.run``."""
+        noise = self._noise if noise is None else noise
+        timings: dict[str, float] = {}
+
+        def call(name: str, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+            begin = time.perf_counter()
+            outputs = self._components[name](inputs)
+            timings[name] = (time.perf_counter() - begin) * 1e3
+            return outputs
+
+        latent = call("vae_encoder", {"image": image, "posterior_noise": noise.posterior})["latent"]  # [B,4,h,w]
+        lare = call("unet_step", {"latent": latent, "noise": noise.ensemble})["lare"]  # [B,4,h,w]
+        clip = call("clip_backbone", {"crop": crop})  # embedding [B,D], layer3 [B,C,14,14]
+        head = call("egre", {"lare": lare, "embedding": clip["embedding"], "layer3": clip["layer3"]})
+        return ChainOutput(lare, clip["embedding"], head["logits"], head["attention"], timings)
+
+    def close(self) -> None:
+        """Release the components."""
+        self._components.clear()
+        self._close()

@@ -1,0 +1,118 @@
+"""What an engine is: four verbs, ``why_not``, ``open``, ``run``, ``close``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..manifest import COMPONENTS, Precision, Profile, Variant
+from ..noise import Noise
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the caller asks of an engine; None means the engine's own default.
+
+    Attributes:
+        threads: CPU threads, resolved (>= 1).
+        precision: ``fp32`` or ``fp16``.
+        batch: images per call; fixed for the life of the engine, so that a file's bits never depend on its company.
+        cache: folder of compiled engines.
+    """
+
+    threads: int
+    precision: Precision | None = None
+    batch: int | None = None
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What was really opened; every result carries it."""
+
+    name: str
+    version: str
+    device: str
+    precision: Precision
+    batch: int
+    threads: int
+    build_key: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChainOutput:
+    """Results of one batch.
+
+    Attributes:
+        lare: float32 [B,4,h,w]; embedding: float32 [B,D], attention-pooled and not normalised.
+        logits: float32 [B,2], index 1 = generated; attention: float32 [B,heads,tokens].
+        timings: milliseconds per phase, for the whole batch.
+    """
+
+    lare: Float32
+    embedding: Float32
+    logits: Float32
+    attention: Float32
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+class OpenEngine(Protocol):
+    """A loaded engine. ``run`` may be called from any thread, one call at a time."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was opened."""
+
+    def run(self, image: UInt8, crop: UInt8, *, noise: Noise | None = None) -> ChainOutput:
+        """Score one full batch: uint8 [B,S,S,3] and [B,C,C,3] RGB; ``noise`` replaces the bundle's (ablations).
+
+        Raises:
+            EngineError: the engine failed.
+        """
+
+    def close(self) -> None:
+        """Release everything; calling it twice is harmless."""
+
+
+class Engine(Protocol):
+    """An engine that may or may not be usable here."""
+
+    @property
+    def name(self) -> str:
+        """The name users give, such as ``onnxruntime``."""
+
+    def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
+        """Return the reason, with its remedy, why this engine cannot take the bundle here; None if it can."""
+
+    def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
+        """Load the engine; raises EngineError or BundleError."""
+
+
+def build_key(bundle: Bundle, variants: Mapping[str, Variant], facts: Mapping[str, str | int]) -> str:
+    """Return sha256 in hex over the graphs and weights in use and everything else that decides the compiled engine."""
+    files = sorted({name for variant in variants.values() for name in (variant.graph, *variant.files)})
+    content = {
+        "files": {name: bundle.manifest.files[name].sha256 for name in files},
+        "facts": dict(facts),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def choose_variants(
+    bundle: Bundle, options: EngineOptions, *, profile: Profile, default_precision: Precision, default_batch: int
+) -> dict[str, Variant]:
+    """Return one variant per component for the options; raises BundleError when the bundle lacks one."""
+    precision = options.precision or default_precision
+    batch = options.batch or (default_batch if default_batch in bundle.batches else bundle.batches[0])
+    return {name: bundle.variant(name, batch=batch, precision=precision, profile=profile) for name in COMPONENTS}

@@ -1,0 +1,126 @@
+"""ONNX Runtime on the CPU: takes the portable ONNX graphs of a bundle as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..errors import BundleError, EngineError
+from ..manifest import Variant
+from .chain import Arrays, Component, ComponentChain
+from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants
+
+PROVIDER = "CPUExecutionProvider"
+_ERROR_LEVEL = 3
+
+
+class OnnxRuntimeEngine:
+    """Engine ``onnxruntime``. The same file gives the same bits alone and in any batch position, checked by tests."""
+
+    name = "onnxruntime"
+
+    def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
+        """Return why ONNX Runtime cannot be used, with the remedy."""
+        installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
+        if not installed:
+            return "onnxruntime is not installed: pip install 'lare2-rt[cpu]'"
+        if len(installed) == 2:
+            # They write into the same folder: whichever came last won, partly.
+            return (
+                "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+                "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you need"
+            )
+        try:
+            _variants(bundle, options)
+        except BundleError as error:
+            return str(error)
+        return None
+
+    def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
+        """Create one session per component; raises EngineError when ONNX Runtime refuses one."""
+        import onnxruntime
+
+        variants = _variants(bundle, options)
+        any_variant = variants["egre"]
+        facts = {
+            "engine": self.name,
+            "version": onnxruntime.__version__,
+            "device": "cpu",
+            "precision": any_variant.precision,
+            "threads": options.threads,
+        }
+        info = EngineInfo(
+            name=self.name,
+            version=onnxruntime.__version__,
+            device="cpu",
+            precision=any_variant.precision,
+            batch=any_variant.batch,
+            threads=options.threads,
+            build_key=build_key(bundle, variants, facts),
+        )
+        sessions = {name: open_session(bundle, variant, options.threads) for name, variant in variants.items()}
+        components = {name: _component(name, session) for name, session in sessions.items()}
+        return ComponentChain(info, components, noise=bundle.noise, close=sessions.clear)
+
+
+def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa: ANN401 - the binding has no types
+    """Return an InferenceSession on the CPU provider alone; raises EngineError.
+
+    Threads are set from the outside because ONNX Runtime counts the host's cores inside a container, and spinning is
+    kept because the chain calls the sessions back to back.
+    """
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = _ERROR_LEVEL
+    path = bundle.graph_path(variant)
+    try:
+        session = onnxruntime.InferenceSession(str(path), settings, providers=[PROVIDER])
+    except Exception as error:
+        raise EngineError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path.name} ({_first_line(error)}); "
+            "update onnxruntime or build the bundle again"
+        ) from error
+    if session.get_providers() != [PROVIDER]:
+        raise EngineError(f"onnxruntime opened {path.name} on {session.get_providers()} instead of {PROVIDER}")
+    inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
+    if inputs != {spec.name: spec.shape for spec in variant.inputs}:
+        raise EngineError(f"{path.name} has inputs {inputs}, not those of its manifest; build the bundle again")
+    return session
+
+
+def _component(name: str, session: Any) -> Component:  # noqa: ANN401
+    outputs = [value.name for value in session.get_outputs()]
+
+    def call(inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        try:
+            results = session.run(outputs, dict(inputs))
+        except Exception as error:
+            raise EngineError(f"onnxruntime failed in {name}: {_first_line(error)}") from error
+        return dict(zip(outputs, results, strict=True))
+
+    return call
+
+
+def _variants(bundle: Bundle, options: EngineOptions) -> dict[str, Variant]:
+    # Batch 1 is the default: on a CPU the cost grows with the images, so a larger graph would only pad.
+    return choose_variants(bundle, options, profile="portable", default_precision="fp32", default_batch=1)
+
+
+def _version(distribution: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(distribution)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

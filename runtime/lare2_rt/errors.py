@@ -1,0 +1,25 @@
+"""Errors whose text is one sentence for the user and names the remedy."""
+
+
+class Lare2Error(Exception):
+    """Base of every error that this project raises on purpose; ``str(error)`` is fit to be shown."""
+
+
+class UsageError(Lare2Error):
+    """The call or the command line asks for something that cannot be done."""
+
+
+class ImageError(Lare2Error):
+    """One image cannot be read or is refused; other images are not affected."""
+
+
+class BundleError(Lare2Error):
+    """A bundle is missing, damaged, unsafe or does not fit this version."""
+
+
+class EngineError(Lare2Error):
+    """An engine is not installed, cannot take the bundle, or failed while running."""
+
+
+class OutputError(Lare2Error):
+    """A result cannot be written where it was asked for."""
