@@ -74,7 +74,7 @@ def fold_unet(unet: UNet2DConditionModel, *, timestep: int, prompt_embeds: Tenso
     """
     _refuse_unknown(unet)
     before = _elements(unet)
-    time = unet.time_embedding(unet.time_proj(torch.tensor([timestep])).to(unet.dtype))  # [1,T]
+    time = unet.time_embedding(unet.time_proj(torch.tensor([timestep], device=unet.device)).to(unet.dtype))  # [1,T]
     removed = constants = 0
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):

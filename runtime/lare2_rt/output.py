@@ -64,7 +64,7 @@ def printable(text: str) -> str:
 def spreadsheet_safe(text: str) -> str:
     """Return ``printable(text)`` such that no spreadsheet takes it for a formula."""
     shown = printable(text)
-    return "'" + shown if shown[:1] in "=+-@" else shown
+    return "'" + shown if shown.startswith(("=", "+", "-", "@")) else shown
 
 
 class _JsonLines:

@@ -1,0 +1,215 @@
+"""Exported graphs: faithful to the reference, clean, counted, and the same wherever they are built."""
+
+import json
+import re
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from tiny import GOLDEN, golden_noise, tiny_unet
+
+from lare2_export.build import build_bundle, plan_geometry
+from lare2_export.components import COMPONENTS
+from lare2_export.components.egre import EGRE
+from lare2_export.components.unet_step import UNET_STEP
+from lare2_export.fold import fold_unet
+from lare2_export.onnx_export import KEY_PROPERTY, export_graph, strip
+from lare2_export.options import BuildOptions
+from lare2_export.parity import worst_component
+from lare2_export.prepare import prepare
+from lare2_export.staging import BuildError, Staging
+from lare2_ref.sources import default_model_folder, open_model_folder
+from lare2_rt.bundle import open_bundle
+from lare2_rt.engines import EngineOptions, select_engine
+from lare2_rt.manifest import COMPONENTS as NAMES
+from lare2_rt.metrics import difference
+from lare2_rt.noise import Noise
+from lare2_rt.policy import Preprocessing
+from lare2_rt.preprocess import preprocess
+
+LIMITS = {"latent": 1e-5, "noise_prediction": 1e-5, "lare": 3e-5, "embedding": 1e-5, "layer3": 1e-5, "logits": 1e-5, "attention": 1e-5}  # fmt: skip
+
+
+def check_parity(path):
+    report = json.loads((path / "parity.json").read_text())
+    assert report["passed"]
+    assert set(report["components"]) == set(NAMES)
+    seen = {name: entry for part in report["components"].values() for name, entry in part["outputs"].items()}
+    assert set(seen) == set(LIMITS)
+    for name, limit in LIMITS.items():
+        assert seen[name]["worst_relative_l2"] <= seen[name]["tolerance"] <= limit, name
+        assert seen[name]["not_finite"] == 0
+    assert report["end_to_end"]["probability"]["max_difference"] <= 1e-5
+    return report
+
+
+def test_mini_is_faithful(built_mini):
+    report = check_parity(built_mini)
+    assert report["same_bits_as_batch_1"] == {"4": True}
+
+
+def test_tiny_pipeline_is_faithful(tiny):
+    check_parity(tiny[1].path)
+
+
+def test_tiny_export_gives_the_official_lare(tiny):
+    """The exported chain on the golden picture and noise, against the official script's map."""
+    bundle = open_bundle(tiny[1].path)
+    prediction_type = bundle.manifest.method.prediction_type
+    golden = np.load(GOLDEN / f"official_lare_{prediction_type}.npz")
+    options = EngineOptions(threads=1, batch=1)
+    engine, _ = select_engine("onnxruntime", bundle, options)
+    pixels = preprocess(golden["image"], Preprocessing())
+    opened = engine.open(bundle, options)
+    output = opened.run(pixels.image[None], pixels.crop[None], noise=Noise(*golden_noise()))
+    opened.close()
+    assert difference(output.lare[0], golden["lare"]).relative_l2 <= 3e-5
+
+
+def test_exported_unet_has_exactly_the_folded_elements(tiny):
+    """UNet − cross-attention K/V weights − time path + K/V constants, and beside them only shapes and scalars."""
+    sources, bundle = tiny
+    report = fold_unet(tiny_unet(), timestep=200, prompt_embeds=sources.prompt_embeds(""))
+    graph = ir.load(bundle.path / "unet_step.b1.fp32.portable.onnx").graph
+    weights = {k: v.const_value for k, v in graph.initializers.items() if k.startswith("unet.")}
+    others = {k: v.const_value for k, v in graph.initializers.items() if not k.startswith("unet.")}
+    assert sum(tensor.size for tensor in weights.values()) == report.after
+    assert report.after == report.before - report.removed + report.constants
+    groups = tiny_unet().config.norm_num_groups
+    for name, tensor in others.items():
+        # Shapes, scalars, and the ones and zeros that InstanceNormalization asks for.
+        trivial = tensor.size <= 5 or (tensor.size == groups and np.ptp(tensor.numpy()) == 0)
+        assert trivial, (name, tensor.shape)
+
+
+def test_batch_sizes_share_one_weight_file(built_mini):
+    manifest = open_bundle(built_mini).manifest
+    for component in NAMES:
+        one, four = manifest.components[component]
+        assert one.files == four.files
+        assert (one.batch, four.batch) == (1, 4)
+        weights = sum(manifest.files[name].size for name in one.files)
+        assert manifest.files[four.graph].size < 0.2 * weights
+
+
+def test_no_shipped_file_tells_where_it_was_built(built_mini, tiny, embedded):
+    """Exporters write stack traces and machine paths into graphs; ours are stripped."""
+    telltale = re.compile(rb"/(home|root|tmp|usr|work|opt|var)/|site-packages|\.py\b|Traceback|File \"")
+    for folder in (built_mini, tiny[1].path, embedded):
+        for path in folder.iterdir():
+            if path.suffix != ".data":
+                found = telltale.search(path.read_bytes())
+                assert found is None, (path.name, found)
+        for graph in folder.glob("*.onnx"):
+            model = ir.load(graph)
+            assert list(model.metadata_props) == [KEY_PROPERTY]
+            for node in model.graph:
+                assert not node.metadata_props
+                assert not node.doc_string
+
+
+def test_graphs_carry_their_component_key(built_mini):
+    manifest = open_bundle(built_mini).manifest
+    for variants in manifest.components.values():
+        for variant in variants:
+            model = ir.load(built_mini / variant.graph)
+            assert model.metadata_props[KEY_PROPERTY] == variant.component_key
+            assert model.opset_imports[""] == variant.opset == 20
+
+
+def test_build_of_the_committed_model_equals_the_embedded_bundle(built_mini, embedded):
+    """The wheel's bundle is what the script makes of the committed weights, whatever the exporters' versions write."""
+    ours, shipped = open_bundle(built_mini).manifest, open_bundle(embedded).manifest
+    assert ours.method == shipped.method
+    assert ours.preprocessing == shipped.preprocessing
+    assert ours.decision == shipped.decision
+    assert [(s.role, s.sha256) for s in ours.sources] == [(s.role, s.sha256) for s in shipped.sources]
+    for name, entry in shipped.files.items():
+        if name.endswith((".data", ".npy")):
+            assert ours.files[name] == entry, name
+
+
+def test_export_is_deterministic():
+    """The same component twice in one process: equal bytes."""
+    sources = open_model_folder(default_model_folder())
+    geometry = plan_geometry(sources, BuildOptions())
+    contents = []
+    for _ in range(2):
+        module = EGRE.build(sources, geometry)
+        prepare(module)
+        model = export_graph(module, EGRE, geometry, batch=1)
+        strip(model, key="k")
+        contents.append(ir.to_proto(model).SerializeToString(deterministic=True))
+    assert contents[0] == contents[1]
+
+
+def test_component_order_and_names():
+    assert tuple(component.name for component in COMPONENTS) == NAMES
+
+
+@torch.no_grad()
+def test_velocity_target():
+    """A v-prediction step measures against DDPM's velocity, not against the noise."""
+    sources = open_model_folder(default_model_folder())
+    geometry = plan_geometry(sources, BuildOptions())
+    step = UNET_STEP.build(sources, geometry)
+    step.predicts_velocity = True
+    latent, noise = UNET_STEP.example_inputs(geometry, 2)
+    scheduler = sources.scheduler()
+    expected = scheduler.get_velocity(latent[:1], noise[:1], torch.tensor([geometry.timestep]))
+    torch.testing.assert_close(step.target(latent[:, None], noise[None])[0, 0], expected[0])
+
+
+def test_worst_component_is_relative_to_its_tolerance():
+    entry = {"worst_relative_l2": 2e-6, "tolerance": 1e-5}
+    wide = {"worst_relative_l2": 3e-6, "tolerance": 3e-5}
+    report = {"components": {"a": {"outputs": {"x": entry}}, "b": {"outputs": {"y": wide}}}}
+    assert worst_component(report) == ("a", 2e-6)
+
+
+def test_unfaithful_export_is_refused(tmp_path, monkeypatch):
+    """A graph that is off by a hair more than its tolerance leaves the old bundle alone and a report behind."""
+    import lare2_export.build as build
+
+    monkeypatch.setattr(build, "COMPONENTS", COMPONENTS)
+    monkeypatch.setattr(build, "measure", lambda *a, **k: {**failing})
+    failing = {
+        "passed": False,
+        "components": {"egre": {"outputs": {"logits": {"worst_relative_l2": 2e-5, "tolerance": 1e-5}}}},
+    }
+    monkeypatch.setattr(build, "_export", lambda *a, **k: [])
+    monkeypatch.setattr(build, "describe", lambda *a, **k: type("Draft", (), {"files": {}, "method": None})())
+    monkeypatch.setattr(build, "_measure", lambda *a, **k: failing)
+    sources = open_model_folder(default_model_folder())
+    old = tmp_path / "engines"
+    with pytest.raises(BuildError, match="the export is not faithful: egre differs by 2.0e-05"):
+        build_bundle(sources, old, BuildOptions(), report=lambda line: None)
+    assert not old.exists()
+    assert json.loads((tmp_path / "engines.failed-parity.json").read_text()) == failing
+
+
+def test_geometry_checks_options():
+    sources = open_model_folder(default_model_folder())
+    with pytest.raises(BuildError, match="--timestep must lie between 0 and 999"):
+        plan_geometry(sources, BuildOptions(timestep=1000))
+    with pytest.raises(BuildError, match="--image-size must be a multiple of 64"):
+        plan_geometry(sources, BuildOptions(image_size=250))
+    assert plan_geometry(sources, BuildOptions(image_size=512)).latent == (4, 64, 64)
+
+
+def test_target_that_is_no_bundle_is_refused(tmp_path):
+    (tmp_path / "precious.txt").write_text("do not lose me")
+    sources = open_model_folder(default_model_folder())
+    with pytest.raises(BuildError, match="holds something that is not a bundle"):
+        build_bundle(sources, tmp_path, BuildOptions(), report=lambda line: None)
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_two_builds_at_once_are_refused(tmp_path):
+    with Staging(tmp_path / "engines").locked():
+        with pytest.raises(BuildError, match="another build is writing"):
+            with Staging(tmp_path / "engines").locked():
+                pass
+    with Staging(tmp_path / "engines").locked():
+        pass
