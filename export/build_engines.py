@@ -8,4 +8,5 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"build_engines: {error.name} is not installed: pip install -c constraints.txt -e '.[cpu,export]'")
 
-main()
+if __name__ == "__main__":  # worker processes import this file again
+    main()

@@ -64,15 +64,16 @@ def built_mini(tmp_path_factory) -> Path:
     return folder / "engines"
 
 
-@pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
-def tiny(request, tmp_path_factory):
-    """(sources, bundle) of the golden tiny pipeline in each prediction type."""
-    from lare2_export.build import build_bundle
-    from lare2_export.options import BuildOptions
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """(sources, bundle) of the golden tiny pipeline."""
     from tiny import write_tiny
 
-    folder = tmp_path_factory.mktemp(request.param)
-    sources = write_tiny(folder / "model", request.param)
+    from lare2_export.build import build_bundle
+    from lare2_export.options import BuildOptions
+
+    folder = tmp_path_factory.mktemp("tiny")
+    sources = write_tiny(folder / "model", "epsilon")
     return sources, build_bundle(sources, folder / "bundle", BuildOptions(batches=(1,)), report=lambda line: None)
 
 

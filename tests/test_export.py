@@ -2,14 +2,16 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
-from tiny import GOLDEN, golden_noise, tiny_unet
+from tiny import GOLDEN, golden_noise, tiny_unet, write_tiny
 
-from lare2_export.build import build_bundle, plan_geometry
+from lare2_export.build import build_bundle
 from lare2_export.components import COMPONENTS
 from lare2_export.components.egre import EGRE
 from lare2_export.components.unet_step import UNET_STEP
@@ -17,6 +19,7 @@ from lare2_export.fold import fold_unet
 from lare2_export.onnx_export import KEY_PROPERTY, export_graph, strip
 from lare2_export.options import BuildOptions
 from lare2_export.parity import worst_component
+from lare2_export.plan import plan_geometry
 from lare2_export.prepare import prepare
 from lare2_export.staging import BuildError, Staging
 from lare2_ref.sources import default_model_folder, open_model_folder
@@ -28,7 +31,10 @@ from lare2_rt.noise import Noise
 from lare2_rt.policy import Preprocessing
 from lare2_rt.preprocess import preprocess
 
-LIMITS = {"latent": 1e-5, "noise_prediction": 1e-5, "lare": 3e-5, "embedding": 1e-5, "layer3": 1e-5, "logits": 1e-5, "attention": 1e-5}  # fmt: skip
+LIMITS = {
+    **dict.fromkeys(("latent", "noise_prediction", "embedding", "layer3", "logits", "attention"), 1e-5),
+    "lare": 3e-5,
+}
 
 
 def check_parity(path):
@@ -53,18 +59,37 @@ def test_tiny_pipeline_is_faithful(tiny):
     check_parity(tiny[1].path)
 
 
+def golden_pixels(prediction_type):
+    golden = np.load(GOLDEN / f"official_lare_{prediction_type}.npz")
+    return preprocess(golden["image"], Preprocessing()), golden["lare"]
+
+
 def test_tiny_export_gives_the_official_lare(tiny):
     """The exported chain on the golden picture and noise, against the official script's map."""
     bundle = open_bundle(tiny[1].path)
-    prediction_type = bundle.manifest.method.prediction_type
-    golden = np.load(GOLDEN / f"official_lare_{prediction_type}.npz")
     options = EngineOptions(threads=1, batch=1)
     engine, _ = select_engine("onnxruntime", bundle, options)
-    pixels = preprocess(golden["image"], Preprocessing())
+    pixels, expected = golden_pixels("epsilon")
     opened = engine.open(bundle, options)
     output = opened.run(pixels.image[None], pixels.crop[None], noise=Noise(*golden_noise()))
     opened.close()
-    assert difference(output.lare[0], golden["lare"]).relative_l2 <= 3e-5
+    assert difference(output.lare[0], expected).relative_l2 <= 3e-5
+
+
+def test_v_prediction_export_gives_the_official_lare(tiny, tmp_path):
+    """The other prediction type: only the UNet step is exported anew, after the same VAE."""
+    sources = write_tiny(tmp_path / "model", "v_prediction")
+    geometry = plan_geometry(sources, BuildOptions())
+    module = UNET_STEP.build(sources, geometry)
+    prepare(module)
+    ir.save(export_graph(module, UNET_STEP, geometry, batch=1), tmp_path / "unet.onnx")
+    posterior, ensemble = golden_noise()
+    pixels, expected = golden_pixels("v_prediction")
+    vae = onnxruntime.InferenceSession(tiny[1].path / "vae_encoder.b1.fp32.portable.onnx")
+    latent = vae.run(["latent"], {"image": pixels.image[None], "posterior_noise": posterior})[0]
+    unet = onnxruntime.InferenceSession(tmp_path / "unet.onnx")
+    lare = unet.run(["lare"], {"latent": latent, "noise": ensemble})[0]
+    assert difference(lare[0], expected).relative_l2 <= 3e-5
 
 
 def test_exported_unet_has_exactly_the_folded_elements(tiny):
@@ -168,25 +193,31 @@ def test_worst_component_is_relative_to_its_tolerance():
     assert worst_component(report) == ("a", 2e-6)
 
 
-def test_unfaithful_export_is_refused(tmp_path, monkeypatch):
-    """A graph that is off by a hair more than its tolerance leaves the old bundle alone and a report behind."""
+def refused_build(tmp_path, monkeypatch, report):
+    """Build with steps that return at once and a parity report of our choice."""
     import lare2_export.build as build
 
-    monkeypatch.setattr(build, "COMPONENTS", COMPONENTS)
-    monkeypatch.setattr(build, "measure", lambda *a, **k: {**failing})
-    failing = {
-        "passed": False,
-        "components": {"egre": {"outputs": {"logits": {"worst_relative_l2": 2e-5, "tolerance": 1e-5}}}},
-    }
-    monkeypatch.setattr(build, "_export", lambda *a, **k: [])
-    monkeypatch.setattr(build, "describe", lambda *a, **k: type("Draft", (), {"files": {}, "method": None})())
-    monkeypatch.setattr(build, "_measure", lambda *a, **k: failing)
+    monkeypatch.setattr(build, "run_isolated", lambda name, *a, **k: report if name == "parity" else [])
+    monkeypatch.setattr(build, "describe", lambda *a, **k: SimpleNamespace(files={}))
     sources = open_model_folder(default_model_folder())
-    old = tmp_path / "engines"
-    with pytest.raises(BuildError, match="the export is not faithful: egre differs by 2.0e-05"):
-        build_bundle(sources, old, BuildOptions(), report=lambda line: None)
-    assert not old.exists()
-    assert json.loads((tmp_path / "engines.failed-parity.json").read_text()) == failing
+    with pytest.raises(BuildError) as error:
+        build_bundle(sources, tmp_path / "engines", BuildOptions(), report=lambda line: None)
+    assert not (tmp_path / "engines").exists()
+    return str(error.value)
+
+
+def test_unfaithful_export_is_refused(tmp_path, monkeypatch):
+    """A graph that is off by more than its tolerance leaves the old bundle alone and a report behind."""
+    entry = {"worst_relative_l2": 2e-5, "tolerance": 1e-5}
+    report = {"passed": False, "components": {"egre": {"outputs": {"logits": entry}}}}
+    sentence = refused_build(tmp_path, monkeypatch, report)
+    assert sentence.startswith("the export is not faithful: egre differs by 2.0e-05")
+    assert json.loads((tmp_path / "engines.failed-parity.json").read_text()) == report
+
+
+def test_degenerate_synthetic_weights_are_refused(tmp_path, monkeypatch):
+    report = {"passed": True, "logit_standard_deviation": 1e-4, "images": ["a", "b"]}
+    assert "degenerate: logits move by only 1.0e-04" in refused_build(tmp_path, monkeypatch, report)
 
 
 def test_geometry_checks_options():
@@ -207,9 +238,8 @@ def test_target_that_is_no_bundle_is_refused(tmp_path):
 
 
 def test_two_builds_at_once_are_refused(tmp_path):
-    with Staging(tmp_path / "engines").locked():
-        with pytest.raises(BuildError, match="another build is writing"):
-            with Staging(tmp_path / "engines").locked():
-                pass
+    first, second = Staging(tmp_path / "engines").locked(), Staging(tmp_path / "engines").locked()
+    with first, pytest.raises(BuildError, match="another build is writing"), second:
+        pass
     with Staging(tmp_path / "engines").locked():
         pass

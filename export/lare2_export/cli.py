@@ -34,12 +34,26 @@ def build(
     revision: Annotated[Optional[str], typer.Option(help="Revision of the hub id. Default: its main branch.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub cache has.")] = False,
     clip: Annotated[
-        Optional[Path], typer.Option(help="CLIP ResNet instead of the model's own: folder with config and safetensors.")
+        Optional[str],
+        typer.Option(help="CLIP ResNet instead of the model's own: file, folder or open_clip:RN50/openai."),
     ] = None,
+    allow_unverified_torchscript: Annotated[
+        bool,
+        typer.Option("--allow-unverified-torchscript", help="Open a TorchScript --clip that OpenAI did not publish."),
+    ] = False,
     head: Annotated[
-        Optional[Path], typer.Option(help="EGRE head instead of the model's own: folder with config and safetensors.")
+        Optional[str],
+        typer.Option(help="EGRE head instead of the model's own: official .pth (V6, V7), safetensors or folder."),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="Text that conditions the UNet.")] = "a photo",
+    synthetic_kind: Annotated[
+        Optional[Literal["sd15"]],
+        typer.Option("--synthetic", help="Seeded random weights of the exact SD 1.5 + RN50 + V6 geometry, to measure."),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Text that conditions the UNet, the same for every image.")] = "a photo",
+    class_name: Annotated[
+        Optional[str],
+        typer.Option(help="Fill the official template instead: the prompt becomes 'a photo of a CLASS_NAME'."),
+    ] = None,
     timestep: Annotated[int, typer.Option(help="Step of the noise schedule, 0 to 999 in SD 1.5.")] = 200,
     ensemble: Annotated[int, typer.Option(min=1, help="Noise draws per image; time grows with it.")] = 4,
     image_size: Annotated[int, typer.Option(help="Side of the LaRE input in pixels.")] = 256,
@@ -78,26 +92,41 @@ def build(
         sys.stderr.flush()
 
     report("loading torch, diffusers and the exporter")
-    _quieten_libraries()
-    import torch
 
-    from lare2_ref.sources import default_model_folder, open_model_folder, with_clip, with_head, with_stable_diffusion
+    from lare2_ref.clip_source import find_clip
+    from lare2_ref.head_source import find_head
+    from lare2_ref.quiet import quieten_libraries
+    from lare2_ref.sd_source import find_stable_diffusion
+    from lare2_ref.sources import combine, default_model_folder, open_model_folder
+    from lare2_ref.synthetic import synthetic
     from lare2_rt.inputs import expand
     from lare2_rt.policy import Preprocessing
     from lare2_rt.threads import available_threads
 
     from .build import build_bundle
     from .options import BuildOptions
+    from .staging import BuildError
 
-    sources = open_model_folder(model or default_model_folder())
-    if sd is not None:
-        sources = with_stable_diffusion(sources, sd, revision=revision, offline=offline)
-    if clip is not None:
-        sources = with_clip(sources, clip)
-    if head is not None:
-        sources = with_head(sources, head)
+    quieten_libraries()
+    given = (model, sd, clip, head)
+    if synthetic_kind is not None:
+        if any(value is not None for value in given):
+            raise BuildError("--synthetic makes all weights itself; leave out --model, --sd, --clip and --head")
+        sources = synthetic(synthetic_kind)
+    else:
+        # Three sources make a model of their own; fewer replace parts of a model folder.
+        whole = sd is not None and head is not None
+        base = None if whole and model is None else open_model_folder(model or default_model_folder())
+        sources = combine(
+            base,
+            sd=None if sd is None else find_stable_diffusion(sd, revision=revision, offline=offline),
+            clip=None if clip is None else find_clip(clip, trust_torchscript=allow_unverified_torchscript),
+            head=None if head is None else find_head(head),
+        )
+    for note in sources.notes:
+        report(f"note: {note}")
     options = BuildOptions(
-        prompt=prompt,
+        prompt=prompt if class_name is None else f"a photo of a {class_name}",
         timestep=timestep,
         ensemble=ensemble,
         image_size=image_size,
@@ -107,7 +136,6 @@ def build(
         threads=threads or available_threads(),
         images=tuple(expand([str(parity_images)])) if parity_images is not None else (),
     )
-    torch.set_num_threads(options.threads)
     bundle = build_bundle(sources, out, options, report=report)
     parity = bundle.manifest.parity
     assert parity is not None
@@ -115,19 +143,6 @@ def build(
         f"done: {out} is bundle {bundle.label}; worst component {parity.worst_component} "
         f"{parity.worst_relative_l2:.1e} relative L2, probability difference {parity.probability_difference:.1e}"
     )
-
-
-def _quieten_libraries() -> None:
-    """Progress bars and advice of the model libraries would drown our own lines; their failures are exceptions."""
-    import os
-
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lare2_ref.sources import ModelSources, SourceRecord
+from lare2_ref.sources import SourceRecord
 from lare2_rt._version import __version__
 from lare2_rt.manifest import (
     NOISE,
+    NOTICE,
     PARITY,
     SCHEMA_VERSION,
     Decision,
@@ -23,24 +24,17 @@ from lare2_rt.manifest import (
     Variant,
 )
 
-from .components import Geometry
 from .keys import exporter_versions
-from .options import BuildOptions
 from .parity import worst_component
+from .plan import Plan
 from .staging import Staging
 
 
 def describe(
-    sources: ModelSources,
-    geometry: Geometry,
-    options: BuildOptions,
-    components: dict[str, list[dict[str, Any]]],
-    *,
-    staging: Staging,
-    parity: dict[str, Any] | None,
-    records: Sequence[SourceRecord],
+    plan: Plan, components: dict[str, list[dict[str, Any]]], *, staging: Staging, parity: dict[str, Any] | None
 ) -> Manifest:
     """Return the manifest of the files in a staging folder; ``parity`` is the report, None before it is measured."""
+    sources, options, geometry = plan.sources, plan.options, plan.geometry
     names = {name for variants in components.values() for v in variants for name in (v["graph"], *v["files"])}
     method = Method(
         timestep=options.timestep,
@@ -71,10 +65,11 @@ def describe(
             resample=policy.resample,
         ),
         components={name: _variants(entries) for name, entries in components.items()},
-        files={name: FileEntry(**staging.entry(name)) for name in sorted({*names, NOISE, PARITY})},
-        sources=_sources(records),
+        files={name: FileEntry(**staging.entry(name)) for name in sorted({*names, NOISE, PARITY, NOTICE})},
+        sources=_sources(plan.records),
         decision=Decision(calibration=sources.calibration),
         parity=_summary(parity),
+        notes=sources.notes,
         build={"lare2-rt": __version__, **exporter_versions()},
     )
     identities = {"id": manifest.compute_id(), "lare_id": manifest.compute_lare_id()}

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -92,8 +92,10 @@ class WeightFile:
                 base_dir=self._path.parent,
             )
 
-    def close(self) -> None:
-        """Finish the file."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._handle.close()
 
     def _add(self, array: NDArray[Any]) -> int:
@@ -107,15 +109,16 @@ class WeightFile:
         return self._offsets[digest]
 
 
-def tensor_specs(values: list[ir.Value]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return (name, dtype, shape) of graph inputs or outputs; every dimension is a number."""
+def tensor_specs(values: list[ir.Value]) -> list[dict[str, object]]:
+    """Return name, dtype and shape of graph inputs or outputs; every dimension is a number."""
     names = {ir.DataType.FLOAT: "float32", ir.DataType.UINT8: "uint8"}
-    specs = []
+    specs: list[dict[str, object]] = []
     for value in values:
         assert value.name is not None
         assert value.dtype is not None
         assert value.shape is not None
-        specs.append((value.name, names[value.dtype], tuple(int(n) for n in value.shape.numpy())))
+        shape = [int(n) for n in value.shape.numpy()]
+        specs.append({"name": value.name, "dtype": names[value.dtype], "shape": shape})
     return specs
 
 

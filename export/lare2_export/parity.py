@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lare2_ref.reference import Lare2Reference
 from lare2_rt.bundle import Bundle
-from lare2_rt.detection import probability_of_generated
+from lare2_rt.detection import DecisionRule, probability_of_generated
 from lare2_rt.engines import EngineOptions, OpenEngine, select_engine
 from lare2_rt.manifest import Variant
 from lare2_rt.metrics import difference
@@ -33,23 +33,35 @@ END_TO_END = {
 }
 
 
+def reference_arrays(reference: Lare2Reference, pictures: Sequence[Pixels]) -> list[Arrays]:
+    """Return every input and output of every component, by name, for each image."""
+    return [_reference_arrays(reference, picture) for picture in pictures]
+
+
 def measure(
-    reference: Lare2Reference, bundle: Bundle, pictures: Sequence[Pixels], *, engine: str = "onnxruntime", threads: int
+    expected: Sequence[Arrays],
+    bundle: Bundle,
+    pictures: Sequence[Pixels],
+    *,
+    rule: DecisionRule,
+    engine: str = "onnxruntime",
+    threads: int,
 ) -> dict[str, Any]:
     """Compare a bundle with the reference; returns the content of ``parity.json``.
 
     Args:
+        expected: ``reference_arrays`` of the pictures; the reference itself need not be in memory any more.
         pictures: preprocessed images; both sides see the same pixels.
+        rule: decision rule, for verdict flips.
         engine: name of the engine of the end-to-end part; components are compared on onnxruntime.
         threads: CPU threads of the engine.
     """
-    expected = [_reference_arrays(reference, picture) for picture in pictures]
     components = {c.name: _compare_component(c, bundle, expected, threads=threads) for c in COMPONENTS}
     options = EngineOptions(threads=threads, batch=1)
     chosen, _ = select_engine(engine, bundle, options)
     opened = chosen.open(bundle, options)
     try:
-        end_to_end, actual = _compare_chain(opened, pictures, expected, reference)
+        end_to_end, actual = _compare_chain(opened, pictures, expected, rule)
         info = opened.info
     finally:
         opened.close()
@@ -63,6 +75,8 @@ def measure(
         "engine": {"name": info.name, "version": info.version, "device": info.device, "precision": info.precision},
         "components": components,
         "end_to_end": end_to_end,
+        # Over the images, of the reference's logit for "generated" minus the one for "real".
+        "logit_standard_deviation": float(np.std([float(e["logits"][0, 1] - e["logits"][0, 0]) for e in expected])),
         "same_bits_as_batch_1": batches,
     }
 
@@ -125,7 +139,7 @@ def _session_with_probes(component: Component, bundle: Bundle, variant: Variant,
 
 
 def _compare_chain(
-    engine: OpenEngine, pictures: Sequence[Pixels], expected: Sequence[Arrays], reference: Lare2Reference
+    engine: OpenEngine, pictures: Sequence[Pixels], expected: Sequence[Arrays], rule: DecisionRule
 ) -> tuple[dict[str, Any], list[Arrays]]:
     actual: list[Arrays] = []
     for picture in pictures:
@@ -146,7 +160,6 @@ def _compare_chain(
         "passed": gap <= tolerance,
         "reason": reason,
     }
-    rule = reference.identity.rule
     entries["verdict_flips"] = sum(rule.verdict(a) != rule.verdict(b) for a, b in zip(ours, theirs, strict=True))
     entries["passed"] = all(entries[name]["passed"] for name in END_TO_END)
     return entries, actual

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,6 @@ from lare2_rt.atomic import fsync_folder, reason, write_bytes
 from lare2_rt.errors import Lare2Error, OutputError
 from lare2_rt.integrity import sha256_of
 from lare2_rt.manifest import MANIFEST, FileEntry
-
-_MARKER = ".done.json"
 
 
 class BuildError(Lare2Error):
@@ -41,28 +40,24 @@ class Staging:
         self.folder = self.out.with_name(f".{self.out.name}.building")
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Create the folder and hold its lock; raises BuildError when another build holds it."""
-        import fcntl
-
+    def locked(self) -> Iterator[int]:
+        """Create the folder and hold its lock (yields its descriptor); raises BuildError when another build has it."""
         try:
             self.folder.mkdir(exist_ok=True)
             handle = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
             raise OutputError(f"cannot build beside {self.out}: {reason(error)}; choose another --out") from error
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise BuildError(f"another build is writing {self.out}; wait for it or choose another --out") from None
-            yield
+            if not _locked_in_time(handle):
+                raise BuildError(f"another build is writing {self.out}; wait for it or choose another --out")
+            yield handle
         finally:
             os.close(handle)
 
     def finished(self, component: str, key: str) -> dict[str, Any] | None:
         """Return what ``finish`` stored for a component if its key is the same and its files are whole."""
         try:
-            marker = json.loads((self.folder / f"{component}{_MARKER}").read_bytes())
+            marker = json.loads((self.folder / self.marker(component)).read_bytes())
             if marker["key"] != key:
                 return None
             for name, entry in marker["files"].items():
@@ -72,6 +67,10 @@ class Staging:
             return None
         content: dict[str, Any] = marker["content"]
         return content
+
+    def marker(self, component: str) -> str:
+        """Return the name of the file that marks a component as finished."""
+        return f"{component}.done.json"
 
     def clear(self, component: str) -> None:
         """Remove whatever an earlier build left of a component."""
@@ -84,7 +83,7 @@ class Staging:
             with (self.folder / name).open("rb") as handle:
                 os.fsync(handle.fileno())
         marker = {"key": key, "content": content, "files": {name: self.entry(name) for name in files}}
-        write_bytes(self.folder / f"{component}{_MARKER}", json.dumps(marker).encode())
+        write_bytes(self.folder / self.marker(component), json.dumps(marker).encode())
 
     def entry(self, name: str) -> dict[str, Any]:
         """Return size and hash of a file as the manifest has them."""
@@ -106,3 +105,19 @@ class Staging:
         self.folder.rename(self.out)
         fsync_folder(self.out.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _locked_in_time(handle: int, seconds: float = 2.0) -> bool:
+    """Take the lock, waiting a little for the last worker of a build that was killed a moment ago."""
+    import fcntl
+
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True

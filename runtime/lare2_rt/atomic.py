@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -27,27 +28,43 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
+@dataclass(slots=True)
+class Draft:
+    """A text file in the making: what is written to ``stream`` appears under ``target``, which may still be changed."""
+
+    stream: IO[str]
+    target: Path
+
+
 @contextlib.contextmanager
-def atomic_text(path: Path, *, overwrite: bool = True) -> Iterator[IO[str]]:
-    """Open a text file (UTF-8, no newline translation) that appears under ``path`` only when the block ends well.
+def draft_text(path: Path, *, overwrite: bool = True) -> Iterator[Draft]:
+    """Open a text file (UTF-8, no newline translation) that appears under its target when the block ends well.
 
     Raises:
-        OutputError: the folder is missing, the disk is full, ``path`` is a folder, or exists and may not be replaced.
+        OutputError: as ``check_target``, or the disk is full.
     """
     check_target(path, overwrite=overwrite)
     temporary = temporary_beside(path)
     try:
         with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as handle:
-            yield handle
+            draft = Draft(handle, path)
+            yield draft
             handle.flush()
             os.fsync(handle.fileno())
-        temporary.replace(path)
+        temporary.replace(draft.target)
         fsync_folder(path.parent)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {reason(error)}; nothing was changed there") from error
+        raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_text(path: Path, *, overwrite: bool = True) -> Iterator[IO[str]]:
+    """``draft_text`` for files whose name is final: yields the stream, raises OutputError."""
+    with draft_text(path, overwrite=overwrite) as draft:
+        yield draft.stream
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -59,25 +76,43 @@ def write_bytes(path: Path, content: bytes) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
+        fsync_folder(path.parent)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {reason(error)}; free some space or choose another place") from error
+        raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
-    """Raise OutputError unless a file can be put at ``path``; called before long work so that it fails early."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file, for instance {path / 'results.jsonl'}")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist; create it first")
-    if not overwrite and os.path.lexists(path):
-        raise OutputError(f"{path} exists already; choose another name or pass --force to replace it")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"the folder {path.parent} is not writable; choose another place for {path.name}")
+    """Raise OutputError unless a file can be put at ``path``; called before long work so that it fails early.
+
+    Refused are a folder, a missing or unwritable parent, an existing file unless ``overwrite``, and always a device or
+    pipe: a rename onto ``/dev/null`` would replace it for everyone.
+    """
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name a file, for instance {path / 'results.jsonl'}")
+        if not path.parent.is_dir():
+            raise OutputError(f"the folder {path.parent} does not exist; create it first")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is not a regular file; name another one")
+        if not overwrite and os.path.lexists(path):
+            raise OutputError(f"{path} exists already; choose another name or pass --force to replace it")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"the folder {path.parent} is not writable; choose another place for {path.name}")
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(temporary_beside(path))  # fails where the name, or the longer one for the meantime, is too long
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write {path}: {reason(error)}; nothing was changed there, free some space or choose another place"
+    )
 
 
 def reason(error: OSError) -> str:
-    """Return the operating system's words for ``error`` without numbers and paths ('No space left on device')."""
+    """Return the operating system's words for ``error`` without numbers and paths ('no space left on device')."""
     return (error.strerror or str(error)).lower()

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 from .atomic import reason
 from .errors import BundleError
 from .integrity import HashCache
-from .manifest import MANIFEST, MAX_BYTES, NOISE, ComponentName, Manifest, Precision, Profile, Variant, parse
+from .manifest import (
+    MANIFEST,
+    MAX_BYTES,
+    NOISE,
+    ComponentName,
+    Manifest,
+    Precision,
+    Profile,
+    TensorSpec,
+    Variant,
+    parse,
+)
 from .noise import Noise
+from .onnx_audit import audit_onnx
 
 Progress = Callable[[int], None]
+Expected = tuple[str, tuple[int | None, ...]]  # element type and shape; None fits any size
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +91,19 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = False, progress:
     manifest = parse(_read_manifest(folder), str(folder))
     _check_listing(folder, manifest)
     _check_contents(folder, manifest, verify=verify, progress=progress)
+    for graph, files in sorted({(v.graph, v.files) for variants in manifest.components.values() for v in variants}):
+        audit_onnx(folder / graph, files=files)
     _check_chain(folder, manifest)
     return Bundle(folder, manifest, _read_noise(folder, manifest))
 
 
 def _read_manifest(folder: Path) -> bytes:
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a bundle folder; build one with 'python export/build_engines.py'")
     try:
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a bundle folder; build one with 'python export/build_engines.py'")
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise BundleError(f"{path} is not a regular file; bundles hold no links")
+            raise BundleError(f"{path} is not a regular file; bundles hold no links; get or build it again")
         with path.open("rb") as handle:
             return handle.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -138,68 +155,93 @@ def _check_contents(folder: Path, manifest: Manifest, *, verify: bool, progress:
 
 
 def _check_chain(folder: Path, manifest: Manifest) -> None:
-    """The shapes of neighbouring components fit each other and the method."""
-    method = manifest.method
+    """The shapes of neighbouring components fit each other and the method, in every variant."""
     for component, variants in manifest.components.items():
         for variant in variants:
-            expected = _interface(component, variant.batch, method.ensemble, manifest)
-            actual = {t.name: (t.dtype, t.shape) for t in (*variant.inputs, *variant.outputs)}
-            for name, (dtype, shape) in expected.items():
-                got_dtype, got_shape = actual.get(name, (None, ()))
-                fits = len(got_shape) == len(shape) and all(
-                    w in (None, g) for w, g in zip(shape, got_shape, strict=True)
-                )
-                if got_dtype != dtype or not fits:
-                    wanted = "×".join("?" if n is None else str(n) for n in shape)
-                    raise BundleError(
-                        f"{folder}: {component} (batch {variant.batch}) has {name} as {got_dtype} {list(got_shape)} "
-                        f"where {dtype} {wanted} is needed; build the bundle again"
-                    )
+            inputs, outputs = _interface(component, variant.batch, manifest)
+            where = f"{folder}: {component} (batch {variant.batch})"
+            if {t.name for t in variant.inputs} != set(inputs):
+                raise BundleError(f"{where} does not take exactly {', '.join(inputs)}; build the bundle again")
+            for specs, expected in ((variant.inputs, inputs), (variant.outputs, outputs)):
+                _check_tensors(where, specs, expected)
+    for head in manifest.components["egre"]:
+        clip = manifest.variant("clip_backbone", batch=head.batch, precision=head.precision, profile=head.profile)
+        if clip is not None:
+            features = {t.name: t.shape for t in clip.outputs}
+            taken = {t.name: t.shape for t in head.inputs if t.name in features}
+            _same_features(folder, head.batch, features, taken)
 
 
-def _interface(
-    component: str, batch: int, ensemble: int, manifest: Manifest
-) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+def _same_features(
+    folder: Path, batch: int, features: dict[str, tuple[int, ...]], taken: dict[str, tuple[int, ...]]
+) -> None:
+    """What CLIP gives is what the head takes; their widths are in no other part of the manifest."""
+    for name, shape in taken.items():
+        if features[name] != shape:
+            raise BundleError(
+                f"{folder}: clip_backbone (batch {batch}) gives {name} as {list(features[name])} and egre takes "
+                f"{list(shape)}; build the bundle again"
+            )
+
+
+def _check_tensors(where: str, specs: Sequence[TensorSpec], expected: dict[str, Expected]) -> None:
+    actual = {t.name: (t.dtype, t.shape) for t in specs}
+    for name, (dtype, shape) in expected.items():
+        got_dtype, got_shape = actual.get(name, (None, ()))
+        fits = len(got_shape) == len(shape) and all(w in (None, g) for w, g in zip(shape, got_shape, strict=True))
+        if got_dtype != dtype or not fits:
+            wanted = "×".join("?" if n is None else str(n) for n in shape)
+            raise BundleError(
+                f"{where} has {name} as {got_dtype} {list(got_shape)} where {dtype} {wanted} is needed; "
+                "build the bundle again"
+            )
+
+
+def _interface(component: ComponentName, batch: int, manifest: Manifest) -> tuple[dict[str, Expected], ...]:
     """Inputs and outputs of a component; None where only the weights decide (feature widths, heads)."""
     method = manifest.method
     latent, image, crop = method.latent_shape, method.image_size, method.crop_size
-    table: dict[str, dict[str, tuple[str, tuple[int | None, ...]]]] = {
-        "vae_encoder": {
-            "image": ("uint8", (batch, image, image, 3)),
-            "posterior_noise": ("float32", (1, *latent)),
-            "latent": ("float32", (batch, *latent)),
-        },
-        "unet_step": {
-            "latent": ("float32", (batch, *latent)),
-            "noise": ("float32", (ensemble, *latent)),
-            "lare": ("float32", (batch, *latent)),
-        },
-        "clip_backbone": {
-            "crop": ("uint8", (batch, crop, crop, 3)),
-            "embedding": ("float32", (batch, None)),
-            "layer3": ("float32", (batch, None, None, None)),
-        },
-        "egre": {
-            "lare": ("float32", (batch, *latent)),
-            "embedding": ("float32", (batch, None)),
-            "layer3": ("float32", (batch, None, None, None)),
-            "logits": ("float32", (batch, 2)),
-            "attention": ("float32", (batch, None, None)),
-        },
+    lare: dict[str, Expected] = {"lare": ("float32", (batch, *latent))}
+    features: dict[str, Expected] = {
+        "embedding": ("float32", (batch, None)),
+        "layer3": ("float32", (batch, None, None, None)),
+    }
+    table: dict[ComponentName, tuple[dict[str, Expected], ...]] = {
+        "vae_encoder": (
+            {"image": ("uint8", (batch, image, image, 3)), "posterior_noise": ("float32", (1, *latent))},
+            {"latent": ("float32", (batch, *latent))},
+        ),
+        "unet_step": (
+            {"latent": ("float32", (batch, *latent)), "noise": ("float32", (method.ensemble, *latent))},
+            lare,
+        ),
+        "clip_backbone": ({"crop": ("uint8", (batch, crop, crop, 3))}, features),
+        "egre": (
+            {**lare, **features},
+            {"logits": ("float32", (batch, 2)), "attention": ("float32", (batch, None, None))},
+        ),
     }
     return table[component]
 
 
 def _read_noise(folder: Path, manifest: Manifest) -> Noise:
+    """Read ``noise.npy`` by its header alone: ``np.load`` would also open archives and allocate what a header asks."""
     method = manifest.method
     expected = (1 + method.ensemble, *method.latent_shape)
+    again = "get or build the bundle again"
     try:
-        packed = np.load(io.BytesIO((folder / NOISE).read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"{folder}: {NOISE} is not a plain NumPy array; get or build the bundle again") from error
-    if packed.dtype != np.float32 or packed.shape != expected or not np.isfinite(packed).all():
-        raise BundleError(
-            f"{folder}: {NOISE} holds {packed.dtype} {list(packed.shape)} where finite float32 {list(expected)} is "
-            "needed; build the bundle again"
-        )
+        content = io.BytesIO((folder / NOISE).read_bytes())
+        version = npy.read_magic(content)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(content)
+    except OSError as error:
+        raise BundleError(f"{folder / NOISE} cannot be read: {reason(error)}; check its access rights") from error
+    except Exception as error:  # the header is a Python literal, whose parser can fail in many ways
+        raise BundleError(f"{folder}: {NOISE} is not a plain NumPy array; {again}") from error
+    body = content.read()
+    if dtype != np.float32 or shape != expected or fortran_order or len(body) != math.prod(expected) * dtype.itemsize:
+        raise BundleError(f"{folder}: {NOISE} is not a float32 array of shape {list(expected)}; {again}")
+    packed = np.frombuffer(body, np.float32).reshape(expected).copy()
+    if not np.isfinite(packed).all():
+        raise BundleError(f"{folder}: {NOISE} holds NaN or infinity; {again}")
     return Noise.unpack(packed)

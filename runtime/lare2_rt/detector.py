@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from .bundle import Bundle, Progress, open_bundle
 from .decode import ImageSource, source_name
 from .detection import DecisionRule, Detection, Provenance, failed, scored
-from .engines import EngineOptions, OpenEngine, Rejected, select_engine
+from .engines import EngineOptions, OpenEngine, Rejected, open_engine
 from .errors import EngineError, ImageError, UsageError
 from .locate import locate_bundle
 from .preprocess import Pixels, preprocess
@@ -94,8 +94,7 @@ class Detector:
             batch=batch,
             cache=Path(cache) if cache is not None else None,
         )
-        chosen, rejected = select_engine(engine, opened, options)
-        running = chosen.open(opened, options)
+        running, rejected = open_engine(engine, opened, options)
         info = DetectorInfo(_provenance(opened, running, located.origin), rule, rejected)
         return cls(opened, running, info=info)
 
@@ -124,7 +123,7 @@ class Detector:
             raise EngineError(result.error)
         return result
 
-    def detect_many(self, sources: Iterable[ImageSource]) -> Iterator[Detection]:
+    def detect_many(self, sources: Iterable[ImageSource]) -> Generator[Detection, None, None]:
         """Score images in order, decoding ahead of the engine; an image that fails yields a record with ``error`` set.
 
         The last batch is padded, which changes no result.
@@ -194,6 +193,8 @@ class Detector:
             pixels = self._pixels(source)
         except ImageError as error:
             return _Decoded(name, None, 0.0, str(error))
+        except MemoryError:
+            return _Decoded(name, None, 0.0, "not enough memory to decode it; scale it down or free some memory")
         return _Decoded(name, pixels, (time.perf_counter() - begin) * 1e3, None)
 
     def _score_group(self, group: list[_Decoded]) -> Iterator[Detection]:
@@ -220,7 +221,7 @@ class Detector:
             engine_time = (time.perf_counter() - begin) * 1e3
         records = []
         for row, (name, _, decode) in enumerate(items):
-            if not np.isfinite(output.logits[row]).all():
+            if not all(np.isfinite(a[row]).all() for a in (output.logits, output.lare, output.attention)):
                 text = "the engine gave NaN or infinity for this image; report it with the file and the bundle id"
                 records.append(failed(name, text, provenance=provenance, rule=rule))
                 continue

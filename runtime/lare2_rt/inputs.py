@@ -13,7 +13,8 @@ from .errors import UsageError
 def expand(arguments: Iterable[str]) -> list[str]:
     """Return image paths in the order given; a folder gives its images recursively, sorted, without following links.
 
-    A path that does not exist is kept unless it is a glob, so that scoring reports it like any other bad file.
+    A path that does not exist is kept unless it is a glob, and so is a subfolder that cannot be listed: scoring reports
+    them like any other bad file.
 
     Raises:
         UsageError: a folder without images or a glob without matches.
@@ -36,7 +37,7 @@ def expand(arguments: Iterable[str]) -> list[str]:
 
 def _images_below(folder: str) -> list[str]:
     found: list[str] = []
-    for root, folders, names in os.walk(folder):
-        folders.sort()
+    # Silence about an unreadable subfolder would pass for a complete answer.
+    for root, _, names in os.walk(folder, onerror=lambda error: found.append(error.filename)):
         found.extend(os.path.join(root, name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES)
     return sorted(found)

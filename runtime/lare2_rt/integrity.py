@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from .errors import OutputError
 
 _CHUNK = 1 << 22
 _MAX_ENTRIES = 4096
+# A clock ticks in milliseconds, on some disks in seconds: a file touched this recently could change again without any
+# of its times showing it.
+_SETTLED = 2.0
 Progress = Callable[[int], None]
 
 
@@ -55,8 +59,8 @@ class HashCache:
                 progress(path.stat().st_size)
             return known
         value = sha256_of(path, progress)
-        # Only trust the value if the file stood still while it was read.
-        if self._key(path) == key:
+        # Only trust the value if the file stood still while it was read, and for long enough before.
+        if self._key(path) == key and time.time() - path.stat().st_ctime > _SETTLED:
             self._entries[key] = value
             self._dirty = True
         return value

@@ -15,7 +15,7 @@ from .policy import VERSION, AlphaPolicy, ExifPolicy, IccPolicy, PaddingPolicy, 
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 1_000_000
-MANIFEST, NOISE, PARITY = "manifest.json", "noise.npy", "parity.json"
+MANIFEST, NOISE, PARITY, NOTICE = "manifest.json", "noise.npy", "parity.json", "NOTICE.txt"
 
 Precision = Literal["fp32", "fp16"]
 Profile = Literal["portable", "native"]
@@ -23,8 +23,13 @@ ComponentName = Literal["vae_encoder", "unet_step", "clip_backbone", "egre"]
 COMPONENTS: tuple[ComponentName, ...] = ("vae_encoder", "unet_step", "clip_backbone", "egre")
 # A plain name: no separators, no leading dot, nothing that a shell or a terminal would interpret.
 PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$")]
+# ONNX Runtime picks a file's format by its ending, and what is not .onnx would escape the audit of ONNX files.
+GraphName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,121}\.onnx$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(ge=1)]
+# A manifest must not be able to ask for more memory than any real model needs before its graphs are even opened.
+Size = Annotated[int, Field(ge=1, le=1 << 16)]
+Count = Annotated[int, Field(ge=1, le=4096)]  # images, noise draws, pixels along an edge
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -44,17 +49,17 @@ class TensorSpec(_Frozen):
 
     name: str
     dtype: Literal["uint8", "float32"]
-    shape: tuple[Positive, ...]
+    shape: tuple[Size, ...]
 
 
 class Variant(_Frozen):
     """One graph of a component: a batch size in a precision and an ONNX profile."""
 
-    batch: Positive
+    batch: Count
     precision: Precision
     profile: Profile
     opset: Positive
-    graph: PlainName
+    graph: GraphName
     files: tuple[PlainName, ...]
     component_key: Sha256
     inputs: tuple[TensorSpec, ...]
@@ -65,12 +70,12 @@ class Method(_Frozen):
     """What was baked into the graphs (paper sections 3.2 and 3.3; defaults of the official shell script)."""
 
     timestep: Annotated[int, Field(ge=0)]
-    ensemble: Positive
+    ensemble: Count
     prompt: str
     noise_seed: Annotated[int, Field(ge=0)]
-    image_size: Positive
-    crop_size: Positive
-    latent_shape: tuple[Positive, Positive, Positive]
+    image_size: Count
+    crop_size: Count
+    latent_shape: tuple[Count, Count, Count]
     prediction_type: Literal["epsilon", "v_prediction"]
     alpha_bar: Annotated[float, Field(gt=0, lt=1)]
     scaling_factor: Annotated[float, Field(gt=0)]
@@ -98,8 +103,8 @@ class Decision(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Decision:
-        thresholds = (self.real_below, self.generated_from)
-        if (self.calibration == "calibrated") != (None not in thresholds):
+        given = [threshold is not None for threshold in (self.real_below, self.generated_from)]
+        if given != [self.calibration == "calibrated"] * 2:
             raise ValueError("a calibrated decision needs both thresholds, any other has none")
         if self.real_below is not None and self.generated_from is not None and self.real_below > self.generated_from:
             raise ValueError("real_below must not exceed generated_from")
@@ -149,17 +154,22 @@ class Manifest(_Frozen):
     decision: Decision
     parity: ParitySummary | None
     build: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
         if set(self.components) != set(COMPONENTS) or not all(self.components.values()):
             raise ValueError(f"components must be {', '.join(COMPONENTS)}, each with a variant")
+        for name, variants in self.components.items():
+            if len({(v.batch, v.precision, v.profile) for v in variants}) < len(variants):
+                raise ValueError(f"{name} has two variants of the same batch, precision and profile")
+        if not set.intersection(*({v.batch for v in variants} for variants in self.components.values())):
+            raise ValueError("the components have no batch size in common")
         used = {name for variants in self.components.values() for v in variants for name in (v.graph, *v.files)}
-        missing = (used | {NOISE, PARITY}) - set(self.files)
-        if missing:
-            raise ValueError(f"files does not list {', '.join(sorted(missing))}")
-        if MANIFEST in self.files:
-            raise ValueError("files must not list the manifest itself")
+        needed, listed = used | {NOISE, PARITY}, set(self.files)
+        if needed != listed:
+            missing, idle = ", ".join(sorted(needed - listed)), ", ".join(sorted(listed - needed))
+            raise ValueError(f"files does not list {missing}" if missing else f"files lists {idle}, which nothing uses")
         return self
 
     @property
@@ -182,12 +192,12 @@ class Manifest(_Frozen):
         return None
 
     def compute_id(self) -> str:
-        """sha256 over what decides a verdict: all files but the parity report, method, preprocessing, decision.
+        """sha256 over what decides a verdict: graphs, weights and noise, method, preprocessing, decision.
 
         ``parity.json`` is left out because it holds measurements of the detector, which differ between machines, and
-        no part of it.
+        ``NOTICE.txt`` because it is for people.
         """
-        files = {name: entry.sha256 for name, entry in self.files.items() if name != PARITY}
+        files = {name: entry.sha256 for name, entry in self.files.items() if name not in (PARITY, NOTICE)}
         parts = {"method": self.method, "preprocessing": self.preprocessing, "decision": self.decision}
         return _digest({"files": files, **{name: part.model_dump(mode="json") for name, part in parts.items()}})
 
@@ -225,12 +235,13 @@ def parse(content: bytes, where: str) -> Manifest:
     """
     if len(content) > MAX_BYTES:
         raise BundleError(f"{where}: {MANIFEST} is larger than 1 MB, which no bundle needs; get the bundle again")
+    again = "get or build the bundle again"
     try:
         raw = json.loads(content)
     except (ValueError, RecursionError):
-        raise BundleError(f"{where}: {MANIFEST} is not valid JSON; get or build the bundle again") from None
+        raise BundleError(f"{where}: {MANIFEST} is not valid JSON; {again}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise BundleError(
             f"{where}: manifest schema version {_show(version)} is not {SCHEMA_VERSION}, the one this lare2-rt reads; "
             "install the lare2-rt that built the bundle or build it again"
@@ -241,9 +252,9 @@ def parse(content: bytes, where: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BundleError(f"{where}: {MANIFEST} is wrong at {_show(place)}: {_show(first['msg'])}") from None
+        raise BundleError(f"{where}: {MANIFEST} is wrong at {_show(place)}: {_show(first['msg'])}; {again}") from None
     if manifest.compute_id() != manifest.id or manifest.compute_lare_id() != manifest.lare_id:
-        raise BundleError(f"{where}: {MANIFEST} was changed after the build (its id does not match); build it again")
+        raise BundleError(f"{where}: {MANIFEST} was changed after the build (its id does not match); {again}")
     return manifest
 
 

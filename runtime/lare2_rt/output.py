@@ -64,7 +64,8 @@ def printable(text: str) -> str:
 def spreadsheet_safe(text: str) -> str:
     """Return ``printable(text)`` such that no spreadsheet takes it for a formula."""
     shown = printable(text)
-    return "'" + shown if shown.startswith(("=", "+", "-", "@")) else shown
+    # Some spreadsheets read the full-width forms of Japanese and Chinese keyboards as the plain ones.
+    return "'" + shown if shown.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else shown
 
 
 class _JsonLines:
@@ -131,15 +132,20 @@ class _Csv:
 
 
 class _Table:
-    """Collects everything, because column widths depend on every row."""
-
     def __init__(self, stream: IO[str], *, colour: bool) -> None:
         self._stream = stream
         self._colour = colour
-        self._results: list[Detection] = []
+        self._rows: list[tuple[str, ...]] = []
 
     def add(self, result: Detection) -> None:
-        self._results.append(result)
+        # Only the shown words are kept: a record holds two maps, and columns need every row before the first is drawn.
+        name = printable(result.source)
+        if result.error is not None:
+            self._rows.append((name, "failed", "", "", ""))
+            return
+        milliseconds = result.timings.get("total", 0)
+        numbers = (f"{result.probability:.4f}", f"{result.lare_mean:.4f}", f"{milliseconds:.0f}")
+        self._rows.append((name, result.verdict or "", *numbers))
 
     def end(self) -> None:
         from rich import box
@@ -152,21 +158,10 @@ class _Table:
         table.add_column("probability", justify="right", no_wrap=True)
         table.add_column("LaRE", justify="right", no_wrap=True)
         table.add_column("ms", justify="right", no_wrap=True)
-        styles = {"generated": "bold red", "real": "bold green", "unsure": "yellow"}
-        for result in self._results:
+        styles = {"generated": "bold red", "real": "bold green", "unsure": "yellow", "failed": "red"}
+        for name, verdict, *numbers in self._rows:
             # Text, not str: square brackets in a name are no markup.
-            name = Text(printable(result.source))
-            if result.error is not None:
-                table.add_row(name, Text("failed", "red"), "", "", "")
-                continue
-            verdict = result.verdict or ""
-            table.add_row(
-                name,
-                Text(verdict, styles.get(verdict, "")),
-                f"{result.probability:.4f}",
-                f"{result.lare_mean:.4f}",
-                f"{result.timings.get('total', 0):.0f}",
-            )
+            table.add_row(Text(name), Text(verdict, styles.get(verdict, "")), *numbers)
         print_tables((table,), self._stream, colour=self._colour)
 
 

@@ -21,7 +21,8 @@ class Preprocessing:
     Attributes:
         version: number of this rule set; raised whenever the same policy would give other pixels.
         exif: ``apply`` turns the picture once, for both branches. ``official`` turns it for the CLIP branch only, as
-            the official scripts do (Pillow does not turn, OpenCV does). ``ignore`` never turns it.
+            the official scripts do (Pillow does not turn, OpenCV does; a TIFF is turned for both, since Pillow turns
+            that one too). ``ignore`` never turns it.
         alpha: ``drop`` forgets the alpha channel (official); ``white`` composites on white.
         icc: ``ignore`` takes the numbers as sRGB (official); ``srgb`` converts from an embedded profile.
         padding: border of pictures smaller than the crop: ``reflect101`` (albumentations up to 1.4.24, what the paper

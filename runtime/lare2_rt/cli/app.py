@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal, NoReturn, Optional
 
 import typer
 
 from .._version import __version__
+from .console import Interrupted, ReaderGone, output_errors, say, silence
 
-# 0: everything scored. 1: some files failed. 2: nothing could start. 130: interrupted.
+# 0: everything scored. 1: some files failed, or the results could not all be written (the disk is full, the reader of
+# standard output left). 2: nothing could start. 130: interrupted.
 EXIT_FILES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -19,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help comes up in half the time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -43,7 +47,7 @@ def _root(
 
 @app.command()
 def infer(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, folders (recursive) or quoted globs.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Images, folders (recursive) or quoted globs.")],
     bundle: Annotated[
         Optional[str],
         typer.Option(help="Bundle folder. Default: $LARE2_BUNDLE, ./engines, else the embedded model."),
@@ -71,7 +75,8 @@ def infer(
 ) -> None:
     """Score images: the verdict, and the probability that each was generated.
 
-    Exit code: 0 all scored, 1 some files failed, 2 nothing could start, 130 interrupted.
+    Exit code: 0 all scored, 1 some files failed or results could not be written, 2 nothing could start,
+    130 interrupted.
     """
     from .infer import InferOptions, run
 
@@ -87,7 +92,9 @@ def infer(
         threads=threads,
         verify=verify,
     )
-    raise typer.Exit(run(paths, options))
+    with output_errors():
+        code = run(paths, options)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -104,28 +111,45 @@ def inspect(
     """Check a bundle and show what it is made of: method, components, weights, decision rule, parity."""
     from .inspect import run
 
-    run(bundle, form=format, verify=verify)
+    with output_errors():
+        run(bundle, form=format, verify=verify)
 
 
 def main() -> None:
     """Entry point of ``lare2-rt``: turns known errors into one sentence and an exit code."""
     from ..errors import Lare2Error
 
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open until the process ends
+    if sys.stdout is None:
+        # Its descriptor would go to the next file that is opened, and whatever a library prints into that file.
+        fail("standard output is closed; send it to a file or to /dev/null")
+    # A terminal that knows few characters gets escapes.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
+        with output_errors():
+            code = _run()
+            sys.stdout.flush()
     except Lare2Error as error:
         fail(str(error))
-    except KeyboardInterrupt:
+    except Interrupted:
         fail("interrupted", code=EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (such as 'head') has what it wanted. Point standard output elsewhere, or Python complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FILES)
+    except ReaderGone:
+        silence(sys.stdout)
+        code = EXIT_FILES
+    sys.exit(code)
 
 
-def fail(sentence: str, *, code: int = EXIT_USAGE) -> None:
+def _run() -> int:
+    try:
+        app(standalone_mode=True)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    return 0
+
+
+def fail(sentence: str, *, code: int = EXIT_USAGE) -> NoReturn:
     """Print one sentence on standard error and leave with ``code``."""
-    from ..output import printable
-
-    sys.stderr.write(f"lare2-rt: {printable(sentence)}\n")
+    say(sentence)
     sys.exit(code)

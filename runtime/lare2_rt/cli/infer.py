@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
-from PIL import Image
-
-from ..atomic import atomic_text, check_target
+from ..atomic import check_target, draft_text, reason
 from ..detection import Detection
 from ..detector import Detector
-from ..errors import Lare2Error, UsageError
+from ..errors import Lare2Error, OutputError, UsageError
 from ..inputs import expand
-from ..output import Format, Writer, format_for, printable, writer_for
+from ..output import Format, Writer, format_for, writer_for
 from .app import EXIT_FILES, EXIT_INTERRUPTED
+from .console import say, silence, uninterrupted
 
 Step = Callable[[Detection], None]
 
@@ -41,8 +41,8 @@ class InferOptions:
 
 def run(arguments: list[str], options: InferOptions) -> int:
     """Score everything; return the exit code. Raises Lare2Error before the first image is scored."""
-    # The pixel limit is checked by the decoder, which answers with a sentence; Pillow's warning would come on top.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    # The decoder answers in sentences; Pillow's warnings about sizes and damaged metadata would come on top.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     paths = expand(arguments)
     target = Path(options.out) if options.out is not None else None
     form = _format(options, target)
@@ -59,48 +59,72 @@ def run(arguments: list[str], options: InferOptions) -> int:
     )
     with detector:
         _announce(detector)
-        if target is None:
-            return _score(detector, paths, writer_for(form, sys.stdout, colour=sys.stdout.isatty()))
-        return _score_to_file(detector, paths, form, target=target, force=options.force)
+        if target is not None:
+            return _score_to_file(detector, paths, form, target=target, force=options.force)
+        writer = writer_for(form, sys.stdout, colour=sys.stdout.isatty())
+        try:
+            outcome = _score(detector, paths, writer)
+        except BrokenPipeError:
+            raise  # the reader left on purpose: nothing to say
+        except OSError as error:
+            silence(sys.stdout)
+            say(f"stopped: cannot write the results: {reason(error)}; free some space or name a file with --out")
+            return EXIT_FILES
+    if outcome.stopped is not None:
+        say(outcome.stopped)
+    return outcome.code
 
 
 def _score_to_file(detector: Detector, paths: list[str], form: Format, *, target: Path, force: bool) -> int:
-    """Write to a file that appears when it is complete; after Ctrl-C, under a name that says it is not."""
-    interrupted = target.with_name(target.name + ".partial")
-    with contextlib.ExitStack() as stack:
-        stream: IO[str] = stack.enter_context(atomic_text(target, overwrite=force))
-        code = _score(detector, paths, writer_for(form, stream))
-        if code == EXIT_INTERRUPTED:
-            stream.flush()
-            with atomic_text(interrupted) as partial:
-                partial.write(Path(stream.name).read_text(encoding="utf-8"))
-            _say(f"the results so far are in {interrupted}")
-            raise KeyboardInterrupt
-        return code
+    """Write to a file that appears when it is complete; one that was cut short gets a name that says so."""
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with draft_text(target, overwrite=force) as draft:
+            outcome = _score(detector, paths, writer_for(form, draft.stream))
+            if outcome.stopped is not None:
+                draft.target = partial
+    except OutputError as error:
+        say(f"stopped: {error}")
+        return EXIT_FILES
+    if outcome.stopped is not None:
+        say(f"{outcome.stopped}; the results so far are in {partial}")
+    return outcome.code
 
 
-def _score(detector: Detector, paths: list[str], writer: Writer) -> int:
-    """Score and write; a bad file costs a sentence on standard error and exit code 1."""
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """The exit code, and why scoring ended before the last image."""
+
+    code: int
+    stopped: str | None = None
+
+
+def _score(detector: Detector, paths: list[str], writer: Writer) -> _Outcome:
+    """Score and write a complete document; a bad file costs a sentence on standard error and exit code 1.
+
+    Raises:
+        OSError: the document cannot be written.
+    """
     failures = done = 0
     try:
-        with _progress(len(paths)) as step:
-            for result in detector.detect_many(paths):
-                writer.add(result)
-                done += 1
+        with _progress(len(paths)) as step, contextlib.closing(detector.detect_many(paths)) as results:
+            for result in results:
+                with uninterrupted():
+                    writer.add(result)
+                    done += 1
                 failures += result.error is not None
                 if result.error is not None:
-                    _say(f"{result.source}: {result.error}")
+                    say(f"{result.source}: {result.error}")
                 step(result)
+        outcome = _Outcome(EXIT_FILES if failures else 0)
     except KeyboardInterrupt:
-        writer.end()
-        _say(f"interrupted after {done} of {len(paths)} images")
-        return EXIT_INTERRUPTED
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would lose what is now being put away
+        outcome = _Outcome(EXIT_INTERRUPTED, f"interrupted after {done} of {len(paths)} images")
     except Lare2Error as error:
+        outcome = _Outcome(EXIT_FILES, f"stopped after {done} of {len(paths)} images: {error}")
+    with uninterrupted():
         writer.end()
-        _say(f"stopped after {done} of {len(paths)} images: {error}")
-        return EXIT_FILES
-    writer.end()
-    return EXIT_FILES if failures else 0
+    return outcome
 
 
 def _format(options: InferOptions, target: Path | None) -> Format:
@@ -118,12 +142,12 @@ def _announce(detector: Detector) -> None:
     """Say on standard error what is about to judge the images, and why it may not give verdicts."""
     info = detector.info
     facts = info.provenance
-    _say(
+    say(
         f"bundle {facts.bundle_name} ({facts.bundle_id[:12]}, {facts.bundle_path}) on {facts.engine} "
         f"{facts.engine_version} {facts.device} {facts.precision}, {facts.threads} threads"
     )
     if info.rule.note is not None:
-        _say(f"note: {info.rule.note}")
+        say(f"note: {info.rule.note}")
 
 
 @contextlib.contextmanager
@@ -146,8 +170,3 @@ def _progress(total: int) -> Iterator[Step]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("scoring", total=total)
         yield lambda result: progress.advance(task)
-
-
-def _say(sentence: str) -> None:
-    sys.stderr.write(f"lare2-rt: {printable(sentence)}\n")
-    sys.stderr.flush()

@@ -64,6 +64,8 @@ def _facts(bundle: Bundle, origin: str) -> Table:
         "built with": ", ".join(f"{name} {value}" for name, value in sorted(manifest.build.items())),
         "size": f"{sum(entry.size for entry in manifest.files.values()) / 1e6:.1f} MB in {len(manifest.files)} files",
     }
+    if manifest.notes:
+        rows["notes"] = "; ".join(manifest.notes)
     for name, value in rows.items():
         table.add_row(name, Text(printable(value)))
     return table

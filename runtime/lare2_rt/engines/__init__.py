@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..bundle import Bundle
 from ..errors import EngineError
@@ -24,7 +24,8 @@ class Rejected:
 def select_engine(name: str, bundle: Bundle, options: EngineOptions) -> tuple[Engine, tuple[Rejected, ...]]:
     """Choose an engine for a bundle.
 
-    ``auto`` tries them in order; a name is taken or refused, never replaced by another engine.
+    ``auto`` tries them in order; a name is taken or refused, never replaced by another engine. An engine whose rows
+    differ by position is refused for batches: the same file would get other bits in other company.
 
     Raises:
         EngineError: no engine of that name, or none usable; the text gives every reason with its remedy.
@@ -36,11 +37,32 @@ def select_engine(name: str, bundle: Bundle, options: EngineOptions) -> tuple[En
     for engine in ENGINES:
         if name not in ("auto", engine.name):
             continue
-        reason = engine.why_not(bundle, options)
+        reason = _unstable(engine, options) or engine.why_not(bundle, _settled(engine, options))
         if reason is None:
             return engine, tuple(rejected)
         rejected.append(Rejected(engine.name, reason))
     raise EngineError("no usable engine: " + "; ".join(f"{r.name}: {r.reason}" for r in rejected))
 
 
-__all__ = ["ENGINES", "Engine", "EngineInfo", "EngineOptions", "OpenEngine", "Rejected", "select_engine"]
+def open_engine(name: str, bundle: Bundle, options: EngineOptions) -> tuple[OpenEngine, tuple[Rejected, ...]]:
+    """Choose an engine as ``select_engine`` does and load it; raises EngineError or BundleError."""
+    engine, rejected = select_engine(name, bundle, options)
+    running = engine.open(bundle, _settled(engine, options))
+    if not engine.position_stable and running.info.batch != 1:
+        running.close()
+        raise EngineError(f"{engine.name} opened batch {running.info.batch} but may only run at batch 1; report it")
+    return running, rejected
+
+
+def _unstable(engine: Engine, options: EngineOptions) -> str | None:
+    if engine.position_stable or options.batch in (None, 1):
+        return None
+    return f"it gives an image other bits in other rows of a batch, so it runs at batch 1 only, not {options.batch}"
+
+
+def _settled(engine: Engine, options: EngineOptions) -> EngineOptions:
+    """Batch 1 is no mere default of an engine that cannot take batches."""
+    return options if engine.position_stable else replace(options, batch=1)
+
+
+__all__ = ["ENGINES", "Engine", "EngineInfo", "EngineOptions", "OpenEngine", "Rejected", "open_engine", "select_engine"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import EngineError
 from ..noise import Noise
 from .contract import ChainOutput, EngineInfo, UInt8
 
@@ -33,6 +34,8 @@ class ComponentChain:
 
     def run(self, image: UInt8, crop: UInt8, *, noise: Noise | None = None) -> ChainOutput:
         """See ``OpenEngine.run``."""
+        if not self._components:
+            raise EngineError(f"the engine {self._info.name} is closed; open it again")
         noise = self._noise if noise is None else noise
         timings: dict[str, float] = {}
 

@@ -92,6 +92,13 @@ class Engine(Protocol):
     def name(self) -> str:
         """The name users give, such as ``onnxruntime``."""
 
+    @property
+    def position_stable(self) -> bool:
+        """Whether an image's bits are the same in every row of a batch, whatever fills the others.
+
+        Where this is False the engine is only ever opened at batch 1: see ``select_engine``.
+        """
+
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return the reason, with its remedy, why this engine cannot take the bundle here; None if it can."""
 

@@ -17,12 +17,14 @@ from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_v
 
 PROVIDER = "CPUExecutionProvider"
 _ERROR_LEVEL = 3
+_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
 
 
 class OnnxRuntimeEngine:
     """Engine ``onnxruntime``. The same file gives the same bits alone and in any batch position, checked by tests."""
 
     name = "onnxruntime"
+    position_stable = True
 
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return why ONNX Runtime cannot be used, with the remedy."""
@@ -43,7 +45,13 @@ class OnnxRuntimeEngine:
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Create one session per component; raises EngineError when ONNX Runtime refuses one."""
-        import onnxruntime
+        try:
+            import onnxruntime
+        except Exception as error:  # a broken installation can fail in any way
+            raise EngineError(
+                f"onnxruntime is installed but cannot be imported ({_first_line(error)}): "
+                "pip install --force-reinstall onnxruntime"
+            ) from error
 
         variants = _variants(bundle, options)
         any_variant = variants["egre"]
@@ -64,7 +72,7 @@ class OnnxRuntimeEngine:
             build_key=build_key(bundle, variants, facts),
         )
         sessions = {name: open_session(bundle, variant, options.threads) for name, variant in variants.items()}
-        components = {name: _component(name, session) for name, session in sessions.items()}
+        components = {name: _component(variants[name], session) for name, session in sessions.items()}
         return ComponentChain(info, components, noise=bundle.noise, close=sessions.clear)
 
 
@@ -92,21 +100,32 @@ def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa
         ) from error
     if session.get_providers() != [PROVIDER]:
         raise EngineError(f"onnxruntime opened {path.name} on {session.get_providers()} instead of {PROVIDER}")
-    inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
-    if inputs != {spec.name: spec.shape for spec in variant.inputs}:
-        raise EngineError(f"{path.name} has inputs {inputs}, not those of its manifest; build the bundle again")
+    for values, specs in ((session.get_inputs(), variant.inputs), (session.get_outputs(), variant.outputs)):
+        actual = {value.name: (value.type, tuple(value.shape)) for value in values}
+        if actual != {spec.name: (_TYPES[spec.dtype], spec.shape) for spec in specs}:
+            raise EngineError(f"{path} has other inputs or outputs than its manifest says; build the bundle again")
     return session
 
 
-def _component(name: str, session: Any) -> Component:  # noqa: ANN401
-    outputs = [value.name for value in session.get_outputs()]
+def _component(variant: Variant, session: Any) -> Component:  # noqa: ANN401
+    shapes = {spec.name: spec.shape for spec in variant.outputs}
 
     def call(inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         try:
-            results = session.run(outputs, dict(inputs))
+            results = session.run(list(shapes), dict(inputs))
         except Exception as error:
-            raise EngineError(f"onnxruntime failed in {name}: {_first_line(error)}") from error
-        return dict(zip(outputs, results, strict=True))
+            raise EngineError(
+                f"onnxruntime failed in {variant.graph}: {_first_line(error)}; close other programs if memory is "
+                "short, else report it"
+            ) from error
+        outputs = dict(zip(shapes, results, strict=True))
+        for name, shape in shapes.items():  # what a graph declares is not always what it computes
+            if outputs[name].shape != shape:
+                raise EngineError(
+                    f"{variant.graph} gave {name} as {list(outputs[name].shape)} instead of {list(shape)}; "
+                    "build the bundle again"
+                )
+        return outputs
 
     return call
 

@@ -1,0 +1,89 @@
+"""What a build is going to make, known before any weight is loaded: sizes, checks, keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lare2_ref.lare import PREDICTION_TYPES
+from lare2_ref.sources import ModelSources, SourceRecord
+from lare2_rt.integrity import HashCache
+
+from .components import COMPONENTS, Component, Geometry
+from .keys import component_key
+from .onnx_export import PORTABLE_OPSET
+from .options import BuildOptions
+from .staging import BuildError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A build.
+
+    Attributes:
+        geometry: sizes and constants; records: sources with their hashes.
+        keys: component name -> batch size -> component key.
+    """
+
+    sources: ModelSources
+    options: BuildOptions
+    geometry: Geometry
+    records: tuple[SourceRecord, ...]
+    keys: dict[str, dict[int, str]]
+
+    def joint_key(self, component: str) -> str:
+        """Return one key for all batch sizes of a component."""
+        return " ".join(self.keys[component].values())
+
+
+def make_plan(sources: ModelSources, options: BuildOptions) -> Plan:
+    """Read configurations, hash the sources and check the options; raises BuildError or SourceError."""
+    geometry = plan_geometry(sources, options)
+    cache = HashCache()
+    records = sources.records(cache)
+    cache.save()
+    hashes: dict[str, str] = {record.role: record.sha256 for record in records}
+
+    def keys(component: Component) -> dict[int, str]:
+        return {
+            batch: component_key(component, geometry, hashes, batch=batch, precision="fp32", opset=PORTABLE_OPSET)
+            for batch in options.batches
+        }
+
+    return Plan(sources, options, geometry, records, {component.name: keys(component) for component in COMPONENTS})
+
+
+def plan_geometry(sources: ModelSources, options: BuildOptions) -> Geometry:
+    """Read the sizes out of the sources' configurations and check the options against them; raises BuildError."""
+    scheduler = sources.scheduler()
+    steps = int(scheduler.config.num_train_timesteps)
+    if not 0 <= options.timestep < steps:
+        raise BuildError(f"--timestep must lie between 0 and {steps - 1}, not {options.timestep}")
+    prediction_type = str(scheduler.config.prediction_type)
+    if prediction_type not in PREDICTION_TYPES:
+        raise BuildError(
+            f"the model predicts {prediction_type!r}, for which LaRE has no target; use one that predicts "
+            + " or ".join(PREDICTION_TYPES)
+        )
+    vae = sources.vae_config()
+    reduction = 2 ** (len(vae["block_out_channels"]) - 1)
+    if options.image_size % (reduction * 8):
+        raise BuildError(f"--image-size must be a multiple of {reduction * 8} for this model, not {options.image_size}")
+    egre, clip = sources.egre_config(), sources.clip_config()
+    if (egre.channels, egre.embedding, egre.grid) != (clip.channels, clip.embedding, clip.grid):
+        raise BuildError(
+            f"the head was made for CLIP features {egre.channels}×{egre.grid}² and an embedding of {egre.embedding}, "
+            f"this CLIP gives {clip.channels}×{clip.grid}² and {clip.embedding}; use the CLIP it was trained on"
+        )
+    side = options.image_size // reduction
+    return Geometry(
+        image_size=options.image_size,
+        crop_size=clip.image_size,
+        latent=(int(vae["latent_channels"]), side, side),
+        ensemble=options.ensemble,
+        timestep=options.timestep,
+        prompt=options.prompt,
+        prediction_type=prediction_type,
+        alpha_bar=float(scheduler.alphas_cumprod[options.timestep]),
+        scaling_factor=float(vae["scaling_factor"]),
+        egre=egre,
+    )

@@ -1,0 +1,135 @@
+"""Where an EGRE head comes from: our folder, or one checkpoint file of the official code (V6 or V7) or of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from lare2_rt.integrity import HashCache
+
+from .checkpoints import SourceError, folder_sha256, load_strictly, read_config, read_safetensors, read_state
+from .egre import Egre, EgreConfig, HeadName, official_key
+
+# In the official state dict beside the head: the CLIP (taken by clip_source) and two layers that are never used.
+_NOT_HEAD = ("clip_model.", "conv_align.")
+_NEVER_USED = ".relative_importance_mapping."
+
+
+class HeadSource(Protocol):
+    """An EGRE head, loaded anew on every call."""
+
+    @property
+    def name(self) -> str:
+        """How manifests call it."""
+
+    @property
+    def licence(self) -> str:
+        """Its licence, for manifests."""
+
+    def config(self) -> EgreConfig:
+        """Return the sizes."""
+
+    def head(self) -> Egre:
+        """Return the head in float32."""
+
+    def sha256(self, cache: HashCache) -> str:
+        """Return the identity of the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFolder:
+    """A folder with ``config.json`` (``EgreConfig``) and ``model.safetensors`` under the official key names."""
+
+    folder: Path
+    name: str
+    licence: str
+
+    def config(self) -> EgreConfig:
+        """See ``HeadSource``."""
+        return read_config(EgreConfig, self.folder / "config.json")
+
+    def head(self) -> Egre:
+        """See ``HeadSource``."""
+        path = self.folder / "model.safetensors"
+        return _head(self.config(), read_safetensors(path), path)
+
+    def sha256(self, cache: HashCache) -> str:
+        """See ``HeadSource``."""
+        return folder_sha256(self.folder, cache)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCheckpoint:
+    """One file with official key names: a whole official checkpoint or the head alone; sizes are in its shapes."""
+
+    path: Path
+    licence: str = "as stated by the source"
+
+    @property
+    def name(self) -> str:
+        """See ``HeadSource``."""
+        return self.path.name
+
+    def config(self) -> EgreConfig:
+        """See ``HeadSource``."""
+        return infer_config(read_state(self.path), self.path)
+
+    def head(self) -> Egre:
+        """See ``HeadSource``."""
+        state = read_state(self.path)
+        kept = {k: v for k, v in state.items() if not k.startswith(_NOT_HEAD) and _NEVER_USED not in k}
+        return _head(infer_config(state, self.path), kept, self.path)
+
+    def sha256(self, cache: HashCache) -> str:
+        """See ``HeadSource``."""
+        return cache.sha256(self.path)
+
+    def has_clip(self) -> bool:
+        """Whether the file holds the CLIP that its head was trained with, as official checkpoints do."""
+        return any(key.startswith("clip_model.visual.") for key in read_state(self.path))
+
+
+def find_head(location: str) -> HeadFolder | HeadCheckpoint:
+    """Return the source behind a folder or a file; raises SourceError."""
+    path = Path(location)
+    if path.is_dir():
+        return HeadFolder(path, path.name, "as stated by the source")
+    if path.is_file():
+        return HeadCheckpoint(path)
+    raise SourceError(f"{location} is neither a folder nor a file; check --head")
+
+
+def infer_config(state: Mapping[str, Tensor], path: Path) -> EgreConfig:
+    """Read head and sizes off official key names and shapes; raises SourceError when it is neither V6 nor V7."""
+    head: HeadName = "v7" if "attn_pool.attention1.fc_q.weight" in state else "v6"
+    attention = "attn_pool.attention1" if head == "v7" else "attn_pool.attention"
+    try:
+        tokens, channels = state["attn_pool.positional_embedding"].shape
+        inner = state[f"{attention}.fc_q.weight"].shape[0]
+        gate, lare_channels = state["channel_align.fc.0.weight"].shape
+        features = state["fc.weight"].shape[1]
+        # V7 stores its head count only in the unused mapping; the official code has 8 in both.
+        heads = state["conv.weight"].shape[0] if head == "v6" else 8
+    except KeyError as error:
+        raise SourceError(f"{path} lacks {error}; it is not an EGRE head V6 or V7") from None
+    return EgreConfig(
+        head=head,
+        channels=channels,
+        embedding=features - channels * (2 if head == "v6" else 3),
+        lare_channels=lare_channels,
+        grid=round((tokens - 1) ** 0.5),
+        heads=heads,
+        head_width=inner // heads,
+        gate_width=gate,
+    )
+
+
+def _head(config: EgreConfig, official: dict[str, Tensor], path: Path) -> Egre:
+    head = Egre(config)
+    ours = {official_key(config.head, key): key for key in head.state_dict()}
+    load_strictly(head, {ours.get(key, key): value for key, value in official.items()}, path, shown_as=ours)
+    return head.eval()

@@ -1,0 +1,35 @@
+"""Steps for test_isolate.py; worker processes import this module."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from lare2_ref.checkpoints import SourceError
+
+
+def works(number, *, report):
+    report("half way")
+    return number + 1
+
+
+def refuses(*, report):
+    raise SourceError("weights.pth lacks a key; get it again")
+
+
+def fails(*, report):
+    raise ZeroDivisionError("no such luck")
+
+
+def is_killed(*, report):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leaves(*, report):
+    os._exit(3)
+
+
+def writes_for_ever(path, *, report):
+    while True:
+        Path(path).write_text(str(time.time()))
+        time.sleep(0.02)

@@ -1,0 +1,70 @@
+"""Steps in processes of their own: results, refusals and deaths come back as they should."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import isolated_steps as steps
+import pytest
+
+from lare2_export.isolate import SharedLock, run_isolated
+from lare2_export.staging import BuildError, Staging
+from lare2_ref.checkpoints import SourceError
+
+
+@pytest.fixture
+def lock(tmp_path):
+    with Staging(tmp_path / "engines").locked() as descriptor:
+        yield SharedLock(descriptor)
+
+
+def run(step, *arguments, lock, report=lambda line: None):
+    return run_isolated("the step", step, *arguments, lock=lock, report=report)
+
+
+def test_result_and_reports(lock):
+    lines = []
+    assert run(steps.works, 41, lock=lock, report=lines.append) == 42
+    assert lines[0] == "half way"
+    assert "peak memory" in lines[1]
+
+
+def test_a_refusal_keeps_its_sentence(lock):
+    with pytest.raises(SourceError, match=r"weights\.pth lacks a key; get it again"):
+        run(steps.refuses, lock=lock)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (steps.fails, "the step failed: ZeroDivisionError: no such luck"),
+        (steps.is_killed, "the step was killed, probably for lack of memory"),
+        (steps.leaves, r"the step ended without a result \(exit code 3\)"),
+    ],
+)
+def test_deaths_are_explained(lock, step, words):
+    with pytest.raises(BuildError, match=words):
+        run(step, lock=lock)
+
+
+def test_no_orphan_outlives_a_killed_parent(tmp_path):
+    """The worker stops writing when its parent is killed, and only then is the lock free."""
+    target, out = tmp_path / "file", tmp_path / "engines"
+    code = (
+        "import isolated_steps as s; from test_isolate import *\n"
+        f"with Staging(Path({str(out)!r})).locked() as d:\n"
+        f"    run(s.writes_for_ever, {str(target)!r}, lock=SharedLock(d))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    deadline = time.monotonic() + 60
+    while not target.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    with Staging(out).locked():
+        last = target.read_text()
+        time.sleep(0.3)
+        assert target.read_text() == last
