@@ -103,6 +103,9 @@ def test_many_is_lazy_and_can_be_abandoned(detector, photos):
 def test_bad_image_raises(detector, tmp_path):
     with pytest.raises(ImageError, match="no such file"):
         detector.detect(tmp_path / "missing.jpg")
+    for nonsense in (None, 7, ["photo.jpg"]):
+        with pytest.raises(ImageError, match="is no image; give a path"):
+            detector.detect(nonsense)
     with pytest.raises(ImageError, match=r"uint8 RGB of shape \[H,W,3\]"):
         detector.detect(np.zeros((4, 4), np.float32))
 

@@ -24,7 +24,7 @@ from lare2_export.prepare import prepare
 from lare2_export.staging import BuildError, Staging
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_rt.bundle import open_bundle
-from lare2_rt.engines import EngineOptions, select_engine
+from lare2_rt.engines import EngineOptions, open_engine
 from lare2_rt.manifest import COMPONENTS as NAMES
 from lare2_rt.metrics import difference
 from lare2_rt.noise import Noise
@@ -68,9 +68,8 @@ def test_tiny_export_gives_the_official_lare(tiny):
     """The exported chain on the golden picture and noise, against the official script's map."""
     bundle = open_bundle(tiny[1].path)
     options = EngineOptions(threads=1, batch=1)
-    engine, _ = select_engine("onnxruntime", bundle, options)
     pixels, expected = golden_pixels("epsilon")
-    opened = engine.open(bundle, options)
+    opened, _ = open_engine("onnxruntime", bundle, options)
     output = opened.run(pixels.image[None], pixels.crop[None], noise=Noise(*golden_noise()))
     opened.close()
     assert difference(output.lare[0], expected).relative_l2 <= 3e-5

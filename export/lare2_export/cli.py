@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
 from lare2_rt.cli.app import EXIT_INTERRUPTED, EXIT_USAGE
 from lare2_rt.errors import Lare2Error
 from lare2_rt.output import printable
+
+if TYPE_CHECKING:
+    from lare2_ref.sources import ModelSources
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -93,36 +97,20 @@ def build(
 
     report("loading torch, diffusers and the exporter")
 
-    from lare2_ref.clip_source import find_clip
-    from lare2_ref.head_source import find_head
+    from .isolate import start_server
+
+    start_server()  # it and we import the libraries at the same time
     from lare2_ref.quiet import quieten_libraries
-    from lare2_ref.sd_source import find_stable_diffusion
-    from lare2_ref.sources import combine, default_model_folder, open_model_folder
-    from lare2_ref.synthetic import synthetic
     from lare2_rt.inputs import expand
     from lare2_rt.policy import Preprocessing
     from lare2_rt.threads import available_threads
 
     from .build import build_bundle
     from .options import BuildOptions
-    from .staging import BuildError
 
     quieten_libraries()
-    given = (model, sd, clip, head)
-    if synthetic_kind is not None:
-        if any(value is not None for value in given):
-            raise BuildError("--synthetic makes all weights itself; leave out --model, --sd, --clip and --head")
-        sources = synthetic(synthetic_kind)
-    else:
-        # Three sources make a model of their own; fewer replace parts of a model folder.
-        whole = sd is not None and head is not None
-        base = None if whole and model is None else open_model_folder(model or default_model_folder())
-        sources = combine(
-            base,
-            sd=None if sd is None else find_stable_diffusion(sd, revision=revision, offline=offline),
-            clip=None if clip is None else find_clip(clip, trust_torchscript=allow_unverified_torchscript),
-            head=None if head is None else find_head(head),
-        )
+    chosen = SourceOptions(model, sd, revision, offline, clip, allow_unverified_torchscript, head)
+    sources = _synthetic(synthetic_kind, chosen) if synthetic_kind is not None else _given(chosen)
     for note in sources.notes:
         report(f"note: {note}")
     options = BuildOptions(
@@ -142,6 +130,47 @@ def build(
     report(
         f"done: {out} is bundle {bundle.label}; worst component {parity.worst_component} "
         f"{parity.worst_relative_l2:.1e} relative L2, probability difference {parity.probability_difference:.1e}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """The options that say where weights come from; None means not given."""
+
+    model: Path | None
+    sd: str | None
+    revision: str | None
+    offline: bool
+    clip: str | None
+    trust_torchscript: bool
+    head: str | None
+
+
+def _synthetic(kind: str, options: SourceOptions) -> ModelSources:
+    from lare2_ref.synthetic import synthetic
+
+    from .staging import BuildError
+
+    if any(value is not None for value in (options.model, options.sd, options.clip, options.head)):
+        raise BuildError("--synthetic makes all weights itself; leave out --model, --sd, --clip and --head")
+    return synthetic(kind)
+
+
+def _given(options: SourceOptions) -> ModelSources:
+    """Three sources make a model of their own; fewer replace parts of a model folder."""
+    from lare2_ref.clip_source import find_clip
+    from lare2_ref.head_source import find_head
+    from lare2_ref.sd_source import find_stable_diffusion
+    from lare2_ref.sources import combine, default_model_folder, open_model_folder
+
+    sd, clip, head = options.sd, options.clip, options.head
+    whole = sd is not None and head is not None
+    base = None if whole and options.model is None else open_model_folder(options.model or default_model_folder())
+    return combine(
+        base,
+        sd=None if sd is None else find_stable_diffusion(sd, revision=options.revision, offline=options.offline),
+        clip=None if clip is None else find_clip(clip, trust_torchscript=options.trust_torchscript),
+        head=None if head is None else find_head(head),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import resource
 import signal
@@ -28,6 +29,12 @@ Report = Callable[[str], None]
 Result = TypeVar("Result")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOAD = ["lare2_export.onnx_export", "lare2_export.parity", "lare2_ref.sources", "transformers"]
+
+
+def start_server() -> None:
+    """Start the server that workers fork from, if it is not running; it imports its libraries by itself."""
+    _CONTEXT.set_forkserver_preload(_PRELOAD)
+    multiprocessing.forkserver.ensure_running()
 
 
 class SharedLock:
@@ -53,7 +60,7 @@ def run_isolated(
         Lare2Error: as raised in the child.
         BuildError: the child died or failed otherwise; ``name`` says in which step.
     """
-    _CONTEXT.set_forkserver_preload(_PRELOAD)
+    start_server()
     ours, theirs = _CONTEXT.Pipe()
     child = _CONTEXT.Process(target=_child, args=(theirs, lock, function, arguments), daemon=True)
     child.start()

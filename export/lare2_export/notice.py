@@ -9,8 +9,8 @@ from lare2_ref.sources import SourceRecord
 _OPENRAIL = """
 Weights under CreativeML OpenRAIL-M (Stable Diffusion 1.x and 2.x): whoever passes this bundle on, or offers it as a
 service, has to pass on the use restrictions of the licence's Attachment A as enforceable terms, give a copy of the
-licence, and say that the files were changed (here: folded, rewritten and converted to ONNX). The licence text comes with
-the model that the weights were taken from.
+licence, and say that the files were changed (here: folded, rewritten and converted to ONNX). The licence text comes
+with the model that the weights were taken from.
 """
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lare2_ref.reference import Lare2Reference
 from lare2_rt.bundle import Bundle
 from lare2_rt.detection import DecisionRule, probability_of_generated
-from lare2_rt.engines import EngineOptions, OpenEngine, select_engine
+from lare2_rt.engines import EngineOptions, OpenEngine, open_engine
 from lare2_rt.manifest import Variant
 from lare2_rt.metrics import difference
 from lare2_rt.preprocess import Pixels
@@ -58,8 +58,7 @@ def measure(
     """
     components = {c.name: _compare_component(c, bundle, expected, threads=threads) for c in COMPONENTS}
     options = EngineOptions(threads=threads, batch=1)
-    chosen, _ = select_engine(engine, bundle, options)
-    opened = chosen.open(bundle, options)
+    opened, _ = open_engine(engine, bundle, options)
     try:
         end_to_end, actual = _compare_chain(opened, pictures, expected, rule)
         info = opened.info
@@ -170,8 +169,7 @@ def _same_bits(
 ) -> bool:
     """Whether every image has the bits of the batch-1 graph when it fills the last row of a larger batch."""
     options = EngineOptions(threads=threads, batch=batch)
-    chosen, _ = select_engine(engine, bundle, options)
-    opened = chosen.open(bundle, options)
+    opened, _ = open_engine(engine, bundle, options)
     try:
         for index, picture in enumerate(pictures):
             row = [pictures[(index + 1 + offset) % len(pictures)] for offset in range(batch - 1)] + [picture]

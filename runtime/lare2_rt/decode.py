@@ -166,6 +166,9 @@ def _from_array(array: UInt8) -> Image.Image:
 def _read(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
+    if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "read"):
+        kind = type(source).__name__
+        raise ImageError(f"a {kind} is no image; give a path, bytes, a binary file, a Pillow image or an RGB array")
     try:
         content = _read_file(Path(os.fsdecode(source))) if isinstance(source, (str, os.PathLike)) else source.read()
     except FileNotFoundError:

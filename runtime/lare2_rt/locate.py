@@ -31,6 +31,7 @@ def locate_bundle(named: str | os.PathLike[str] | None = None) -> Located:
     if variable:
         return Located(Path(variable), "LARE2_BUNDLE")
     local = Path("engines")
-    if (local / "manifest.json").is_file():
+    # os.path answers False where pathlib raises: an ./engines that may not be looked into is not a bundle of ours.
+    if os.path.isfile(local / "manifest.json"):
         return Located(local, "./engines")
     return Located(embedded_bundle(), "embedded")

@@ -166,7 +166,7 @@ class Manifest(_Frozen):
         if not set.intersection(*({v.batch for v in variants} for variants in self.components.values())):
             raise ValueError("the components have no batch size in common")
         used = {name for variants in self.components.values() for v in variants for name in (v.graph, *v.files)}
-        needed, listed = used | {NOISE, PARITY}, set(self.files)
+        needed, listed = used | {NOISE, PARITY}, set(self.files) - {NOTICE}
         if needed != listed:
             missing, idle = ", ".join(sorted(needed - listed)), ", ".join(sorted(listed - needed))
             raise ValueError(f"files does not list {missing}" if missing else f"files lists {idle}, which nothing uses")

@@ -6,21 +6,18 @@ import contextlib
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..atomic import check_target, draft_text, reason
-from ..detection import Detection
 from ..detector import Detector
 from ..errors import Lare2Error, OutputError, UsageError
 from ..inputs import expand
 from ..output import Format, Writer, format_for, writer_for
 from .app import EXIT_FILES, EXIT_INTERRUPTED
 from .console import say, silence, uninterrupted
-
-Step = Callable[[Detection], None]
+from .progress import hashing_progress, scoring_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +45,17 @@ def run(arguments: list[str], options: InferOptions) -> int:
     form = _format(options, target)
     if target is not None:
         check_target(target, overwrite=options.force)
-    detector = Detector.load(
-        options.bundle,
-        engine=options.engine,
-        precision=options.precision,
-        batch=options.batch,
-        threads=options.threads,
-        threshold=options.threshold,
-        verify=options.verify,
-    )
+    with hashing_progress() as hashed:
+        detector = Detector.load(
+            options.bundle,
+            engine=options.engine,
+            precision=options.precision,
+            batch=options.batch,
+            threads=options.threads,
+            threshold=options.threshold,
+            verify=options.verify,
+            progress=hashed,
+        )
     with detector:
         _announce(detector)
         if target is not None:
@@ -107,7 +106,7 @@ def _score(detector: Detector, paths: list[str], writer: Writer) -> _Outcome:
     """
     failures = done = 0
     try:
-        with _progress(len(paths)) as step, contextlib.closing(detector.detect_many(paths)) as results:
+        with scoring_progress(len(paths)) as step, contextlib.closing(detector.detect_many(paths)) as results:
             for result in results:
                 with uninterrupted():
                     writer.add(result)
@@ -148,25 +147,3 @@ def _announce(detector: Detector) -> None:
     )
     if info.rule.note is not None:
         say(f"note: {info.rule.note}")
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Step]:
-    """Show a progress bar on standard error when that is a terminal."""
-    if not sys.stderr.isatty() or total < 2:
-        yield lambda result: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("scoring", total=total)
-        yield lambda result: progress.advance(task)
