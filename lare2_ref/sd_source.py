@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lare2_rt.integrity import HashCache
 
-from .checkpoints import SourceError, folder_sha256, weights_variant
+from .checkpoints import SourceError, folder_sha256, read_json, weights_variant
 from .lare import encode_prompt
 
 _PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
@@ -39,6 +39,12 @@ class SdSource(Protocol):
 
     def vae_config(self) -> dict[str, Any]:
         """Return the autoencoder's configuration."""
+
+    def unet_config(self) -> dict[str, Any]:
+        """Return the noise-prediction network's configuration."""
+
+    def prompt_tokens(self) -> int:
+        """Return the number of tokens of a prompt embedding."""
 
     def vae(self) -> AutoencoderKL:
         """Return the autoencoder in float32."""
@@ -69,6 +75,14 @@ class SdFolder:
     def vae_config(self) -> dict[str, Any]:
         """See ``SdSource``; diffusers' defaults are filled in."""
         return {"latent_channels": 4, "scaling_factor": 0.18215, **AutoencoderKL.load_config(self._part("vae"))}
+
+    def unet_config(self) -> dict[str, Any]:
+        """See ``SdSource``."""
+        return dict(UNet2DConditionModel.load_config(self._part("unet")))
+
+    def prompt_tokens(self) -> int:
+        """See ``SdSource``."""
+        return int(read_json(self._part("text_encoder") / "config.json").get("max_position_embeddings", 77))
 
     def vae(self) -> AutoencoderKL:
         """See ``SdSource``."""

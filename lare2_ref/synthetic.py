@@ -79,6 +79,14 @@ class SyntheticSd15:
         """See ``SdSource``."""
         return dict(VAE)
 
+    def unet_config(self) -> dict[str, Any]:
+        """See ``SdSource``."""
+        return dict(UNET)
+
+    def prompt_tokens(self) -> int:
+        """See ``SdSource``."""
+        return 77
+
     def vae(self) -> AutoencoderKL:
         """See ``SdSource``."""
         return _seeded(AutoencoderKL, VAE, "vae", self.seed)
@@ -90,7 +98,8 @@ class SyntheticSd15:
     def prompt_embeds(self, prompt: str) -> Tensor:
         """See ``SdSource``; standard normal, as a text encoder's final LayerNorm gives."""
         generator = np.random.Generator(np.random.Philox(key=[zlib.crc32(prompt.encode()), self.seed]))
-        return torch.from_numpy(generator.standard_normal((1, 77, 768)).astype(np.float32))
+        shape = (1, self.prompt_tokens(), int(self.unet_config()["cross_attention_dim"]))
+        return torch.from_numpy(generator.standard_normal(shape).astype(np.float32))
 
     def hashes(self, cache: HashCache) -> dict[str, str]:
         """See ``SdSource``."""

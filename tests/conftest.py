@@ -61,6 +61,7 @@ def built_mini(tmp_path_factory) -> Path:
     script = ROOT / "export/build_engines.py"
     run = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+    (folder / "build.log").write_text(run.stderr)
     return folder / "engines"
 
 

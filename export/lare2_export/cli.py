@@ -17,6 +17,8 @@ from lare2_rt.output import printable
 if TYPE_CHECKING:
     from lare2_ref.sources import ModelSources
 
+    from .options import BuildOptions
+
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
@@ -84,6 +86,9 @@ def build(
         Optional[Path], typer.Option(help="Folder of images for the parity report. Default: four procedural pictures.")
     ] = None,
     threads: Annotated[Optional[int], typer.Option(min=1, help="CPU threads. Default: all that are allowed.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be built, and the disk and memory that it needs.")
+    ] = False,
 ) -> None:
     """Export LaRE², component by component, into a bundle of ONNX graphs, and prove it against the PyTorch reference.
 
@@ -124,6 +129,9 @@ def build(
         threads=threads or available_threads(),
         images=tuple(expand([str(parity_images)])) if parity_images is not None else (),
     )
+    if dry_run:
+        _dry_run(sources, out, options)
+        return
     bundle = build_bundle(sources, out, options, report=report)
     parity = bundle.manifest.parity
     assert parity is not None
@@ -131,6 +139,29 @@ def build(
         f"done: {out} is bundle {bundle.label}; worst component {parity.worst_component} "
         f"{parity.worst_relative_l2:.1e} relative L2, probability difference {parity.probability_difference:.1e}"
     )
+
+
+def _dry_run(sources: ModelSources, out: Path, options: BuildOptions) -> None:
+    """Print the plan on standard output: sizes in GB (10⁹ bytes)."""
+    from .estimate import estimate
+    from .plan import make_plan
+    from .staging import Staging, check_target
+
+    check_target(out)
+    plan = make_plan(sources, options)
+    need = estimate(plan)
+    staging = Staging(out)
+    typer.echo(f"{sources.name}: {sources.description}")
+    batches = " and ".join(str(batch) for batch in options.batches)
+    for name, size in need.weights.items():
+        done = staging.finished(name, plan.joint_key(name)) is not None
+        typer.echo(
+            f"  {name:14} {size / 1e9:7.3f} GB, batch {batches}" + (", finished by an earlier run" if done else "")
+        )
+    old = sum(path.stat().st_size for path in out.iterdir()) if out.is_dir() else 0
+    typer.echo(f"bundle {need.bundle / 1e9:.3f} GB at {out}")
+    typer.echo(f"peak disk {(need.bundle + old) / 1e9:.3f} GB, of which {old / 1e9:.3f} GB is the bundle there now")
+    typer.echo(f"peak memory {need.memory / 1e9:.1f} GB in one process")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ class UnetStep(nn.Module):
         super().__init__()
         self.unet = unet
         # The scheduler takes roots of its float32 table in float32; so do we, to start from the same numbers.
-        table = torch.tensor(alpha_bar, dtype=torch.float32)
+        table = torch.tensor(alpha_bar, dtype=torch.float32, device="cpu")
         self.signal, self.noise_level = float(table.sqrt()), float((1 - table).sqrt())
         self.predicts_velocity = prediction_type == "v_prediction"
 
