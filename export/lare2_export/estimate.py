@@ -17,8 +17,9 @@ from .plan import Plan
 from .prepare import prepare
 
 _FLOAT = 4  # bytes
-# Measured on SD 1.5 and on mini (CHANGELOG): an exported graph takes 450 to 650 bytes for each of its weights, and the
-# processes' peaks are these multiples of the networks' weights above what the libraries and activations take.
+# Measured on synthetic SD 1.5 and on mini (tests/test_estimate.py holds both): an exported graph takes 450 to 650
+# bytes for each of its weights, and the processes' peaks are these multiples of the networks' weights above what
+# libraries and activations take.
 _GRAPH_BYTES_PER_WEIGHT = 530
 _EXPORT_BASE, _EXPORT_FACTOR = 0.9e9, 1.25
 _PARITY_BASE, _PARITY_FACTOR = 2.2e9, 2.5
