@@ -3,10 +3,10 @@
 
 import sys
 
-try:
-    from lare2_export.cli import main
-except ModuleNotFoundError as error:
-    sys.exit(f"build_engines: {error.name} is not installed: pip install -c constraints.txt -e '.[cpu,export]'")
-
 if __name__ == "__main__":  # worker processes import this file again
-    main()
+    try:
+        from lare2_export.cli import main
+
+        main()
+    except ModuleNotFoundError as error:  # torch and the exporters are imported only when a build starts
+        sys.exit(f"build_engines: {error.name} is not installed: pip install -c constraints.txt -e '.[cpu,export]'")

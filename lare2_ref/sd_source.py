@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,14 +101,20 @@ class SdFolder:
         variant = weights_variant(folder, "model")
         try:
             tokenizer = CLIPTokenizer.from_pretrained(self._part("tokenizer"))
-            encoder = CLIPTextModel.from_pretrained(folder, dtype=torch.float32, variant=variant, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError) as error:
+            encoder, info = CLIPTextModel.from_pretrained(
+                folder, dtype=torch.float32, variant=variant, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:  # safetensors and transformers each have their own
             raise SourceError(f"{folder} cannot be loaded ({_first_line(error)}); download it again") from error
+        _refuse_misfits(folder, info)
         return encode_prompt(tokenizer, encoder.eval(), prompt)
 
     def hashes(self, cache: HashCache) -> dict[str, str]:
         """See ``SdSource``."""
-        return {role: folder_sha256(self._part(role), cache) for role in ("vae", "unet", "scheduler", "text_encoder")}
+        hashes = {role: folder_sha256(self._part(role), cache) for role in ("vae", "unet", "scheduler")}
+        # The tokenizer decides the prompt's embedding as much as the encoder does.
+        parts = (folder_sha256(self._part(part), cache) for part in ("text_encoder", "tokenizer"))
+        return {**hashes, "text_encoder": hashlib.sha256(" ".join(parts).encode()).hexdigest()}
 
     def _part(self, name: str) -> Path:
         folder = self.folder / name
@@ -150,10 +157,17 @@ def _pretrained(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - diffusers' lo
         )
     except Exception as error:  # safetensors and diffusers each have their own
         raise SourceError(f"{folder} cannot be loaded ({_first_line(error)}); download it again") from error
-    for kind_of_misfit in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(kind_of_misfit):
-            raise SourceError(f"{folder} has {kind_of_misfit.replace('_', ' ')}: {sorted(info[kind_of_misfit])[0]}")
+    _refuse_misfits(folder, info)
     return network.eval()
+
+
+def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
+    """Name the first key that does not fit: the libraries would fill a missing one with random numbers."""
+    for misfit in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        # Older text encoders store the positions 0, 1, 2, …, which are no weight.
+        keys = sorted(str(key) for key in info.get(misfit) or () if not str(key).endswith("position_ids"))
+        if keys:
+            raise SourceError(f"{folder} has {misfit.replace('_', ' ')}: {keys[0]}; download it again")
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,8 @@ A *model folder* holds all three::
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -120,6 +122,10 @@ def open_model_folder(folder: Path) -> ModelSources:
     card = read_json(folder / CARD)
     try:
         name, licence = str(card["name"]), str(card["licence"])
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}", name):
+            raise SourceError(f"{folder / CARD}: the name {name!r} may hold letters, digits, dots, dashes, underscores")
+        if card["calibration"] not in ("untrained", "uncalibrated"):
+            raise SourceError(f"{folder / CARD}: calibration must be 'untrained' or 'uncalibrated'")
         return ModelSources(
             sd=SdFolder(folder, name, licence),
             clip=ClipFolder(folder / "clip", name, licence),
@@ -178,7 +184,9 @@ def load_reference(
         timestep=timestep,
     )
     use_accurate_group_norms(extractor)
-    identity = Identity(sources.name, DecisionRule(sources.calibration))
+    hashes = [f"{record.role} {record.sha256}" for record in sources.records(HashCache())]
+    weights = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    identity = Identity(sources.name, DecisionRule(sources.calibration), weights)
     return Lare2Reference(
         extractor,
         sources.clip_backbone(),

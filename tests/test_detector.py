@@ -1,9 +1,12 @@
 """The library: the same bits however an image comes in, and the reference's own answer."""
 
 import io
+import json
 
+import jsonschema
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from lare2_ref.reference import Lare2Reference
@@ -11,6 +14,8 @@ from lare2_ref.sources import default_model_folder, load_reference, open_model_f
 from lare2_rt import Detector, EngineError, ImageError, UsageError
 from lare2_rt.detection import DecisionRule, probability_of_generated
 from lare2_rt.metrics import difference
+
+SCHEMA = json.loads((ROOT / "docs/schema/detection-1.schema.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,7 @@ def test_reference_gives_what_the_runtime_gives(detector, photos):
         assert difference(ours.attention, theirs.attention).relative_l2 <= 1e-5
         assert ours.verdict == theirs.verdict
         assert set(ours.as_dict()) == set(theirs.as_dict())
+        jsonschema.validate(theirs.as_dict(), SCHEMA)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -87,6 +93,22 @@ def test_many_equals_one_by_one_and_bad_files_stay_in_place(embedded, photos, tm
                 assert result.error
                 assert result.verdict is None
                 assert result.probability is None
+
+
+def test_failures_are_told_before_the_first_good_image(detector, photos):
+    """Nothing readable waits, so nothing holds them back."""
+    taken = []
+
+    def sources():
+        for index in range(50):
+            taken.append(index)
+            yield f"missing-{index}.jpg"
+        yield photos[0]
+
+    stream = detector.detect_many(sources())
+    assert next(stream).source == "missing-0.jpg"
+    assert len(taken) < 10
+    assert sum(1 for _ in stream) == 50
 
 
 def test_many_is_lazy_and_can_be_abandoned(detector, photos):

@@ -184,9 +184,10 @@ def test_threads_may_share_a_detector(engine, photos, embedded, tmp_path):
 
 def test_calls_to_an_engine_take_turns(embedded, photos, monkeypatch):
     """onnxruntime would forgive an overlap; an engine with one set of device buffers would not."""
-    inside, overlaps = [], []
+    calls, inside, overlaps = [], [], []
 
     def script(call, output):
+        calls.append(call)
         overlaps.extend(inside)
         inside.append(call)
         time.sleep(0.005)
@@ -199,6 +200,7 @@ def test_calls_to_an_engine_take_turns(embedded, photos, monkeypatch):
             worker.start()
         for worker in workers:
             worker.join()
+    assert len(calls) == 8  # a worker that died would not overlap either
     assert overlaps == []
 
 

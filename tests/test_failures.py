@@ -115,6 +115,14 @@ class TestInputs:
         assert "image files end in" in sentence
         assert listing(Path()) == []
 
+    def test_empty_folder_and_pattern_leave_the_others_intact(self, command, small, tmp_path):
+        (tmp_path / "empty").mkdir()
+        code, out, err = command("infer", small[0], tmp_path / "empty", "*.none", small[1], "--format", "jsonl")
+        assert code == 1
+        records = [json.loads(line) for line in out.splitlines()]
+        assert [bool(record["error"]) for record in records] == [False, True, True, False]
+        assert len(sentences(err)) == 2
+
     def test_unreadable_and_empty_files_leave_the_others_intact(self, lare2_rt, small, tmp_path):
         for name, content in (
             ("empty.png", b""),

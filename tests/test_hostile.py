@@ -309,6 +309,22 @@ def test_contents(contents):
     assert records["good.png"]["logits"] != records["still.gif"]["logits"]
 
 
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_contents_in_the_other_formats(contents, form):
+    """The same answers and refusals as in JSON Lines, and a document that still parses."""
+    folder, expected = contents
+    run = call(folder, *expected, "--format", form)
+    assert run.returncode == 1
+    refused = sum(answer is not None and answer not in expected for answer in expected.values())
+    assert len(sentences(run)) == refused
+    if form == "table":
+        assert clean(run.stdout).count("failed") == refused
+    else:
+        records = parsed(form, clean(run.stdout))
+        assert [record["source"] for record in records] == list(expected)
+        assert sum(bool(record["error"]) for record in records) == refused
+
+
 def test_damaged_exif_is_not_worth_a_word(tmp_path):
     exif = Image.Exif()
     exif[0x010F] = "a maker's name, stored outside its entry"

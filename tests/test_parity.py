@@ -38,6 +38,9 @@ def test_committed_report_is_of_the_embedded_bundle(embedded):
     assert report["bundle"]["id"] == open_bundle(embedded).manifest.id
     assert report["passed"]
     assert len(report["image_files"]) >= 32
+    full = json.loads((ROOT / "benchmarks/results/parity-synthetic-sd15.json").read_text())
+    assert full["passed"]
+    assert full.keys() == report.keys()
 
 
 def test_wrong_weights_are_named(parity, tiny, photos):
@@ -68,6 +71,8 @@ def test_difference_edges():
     assert difference(zero, one).relative_l2 == 1
     broken = difference(np.array([1, np.nan, np.inf]), one)
     assert (broken.not_finite, broken.relative_l2) == (2, np.inf)
+    # A reference that is broken itself must not pass for agreement.
+    assert difference(one, np.array([1, np.nan, 1])).relative_l2 == np.inf
     with pytest.raises(ValueError, match="one shape"):
         difference(np.ones(3), np.ones(4))
     with pytest.raises(ValueError, match="elements"):

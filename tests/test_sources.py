@@ -206,6 +206,54 @@ def test_renamed_key_and_truncated_file_of_stable_diffusion(model):
         find_stable_diffusion(str(model)).unet()
 
 
+def test_text_encoder_that_lacks_a_weight_is_refused(model):
+    """transformers fills the gap with random numbers and a warning."""
+    weights = model / "text_encoder/model.fp16.safetensors"
+    state = load_file(weights)
+    lost = next(key for key in state if key.endswith("q_proj.weight"))
+    save_file({key: value for key, value in state.items() if key != lost}, weights, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=r"text_encoder has missing keys: .*q_proj\.weight"):
+        find_stable_diffusion(str(model)).prompt_embeds("a photo")
+
+
+def test_tokenizer_counts_as_part_of_the_text_encoder(model):
+    def digest():
+        return find_stable_diffusion(str(model)).hashes(HashCache())["text_encoder"]
+
+    before = digest()
+    (model / "tokenizer/merges.txt").write_text("#version: 0.2\na b</w>\n")
+    assert digest() != before
+
+
+def test_prompts_are_encoded_as_the_official_script_does(model):
+    """Padded and cut to 77 tokens, no attention mask, last hidden state; another prompt gives another embedding."""
+    source = find_stable_diffusion(str(model))
+    embeds = source.prompt_embeds("a photo")
+    assert embeds.shape == (1, 77, 32)
+    assert not torch.equal(embeds, source.prompt_embeds("a photo of a cat"))
+    from transformers import CLIPTextModel
+
+    encoder = CLIPTextModel.from_pretrained(model / "text_encoder", variant="fp16", dtype=torch.float32).eval()
+    vocabulary = json.loads((model / "tokenizer/vocab.json").read_text())
+    words = ["<|startoftext|>", "a</w>", *"phot", "o</w>", "<|endoftext|>"]
+    ids = [vocabulary[word] for word in words]
+    with torch.no_grad():
+        expected = encoder(torch.tensor([ids + [vocabulary["<|endoftext|>"]] * (77 - len(ids))]))[0]
+    torch.testing.assert_close(embeds, expected)
+    assert source.prompt_embeds("x " * 200).shape == (1, 77, 32)
+
+
+def test_cards_that_make_no_bundle_are_refused_at_once(model):
+    card = model / "lare2.json"
+    for change, words in (
+        ({"name": "My model"}, "the name 'My model'"),
+        ({"calibration": "yes"}, "calibration must be"),
+    ):
+        card.write_text(json.dumps(json.loads((default_model_folder() / "lare2.json").read_text()) | change))
+        with pytest.raises(SourceError, match=words):
+            open_model_folder(model)
+
+
 def test_precision_of_the_file_does_not_matter(model, tmp_path):
     half = find_stable_diffusion(str(model))
     half.vae().save_pretrained(tmp_path / "full/vae")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
+from lare2_rt.atomic import reason
 from lare2_rt.cli.app import EXIT_INTERRUPTED, EXIT_USAGE
+from lare2_rt.cli.console import Interrupted
 from lare2_rt.errors import Lare2Error
 from lare2_rt.output import printable
 
@@ -61,7 +63,7 @@ def build(
         typer.Option(help="Fill the official template instead: the prompt becomes 'a photo of a CLASS_NAME'."),
     ] = None,
     timestep: Annotated[int, typer.Option(help="Step of the noise schedule, 0 to 999 in SD 1.5.")] = 200,
-    ensemble: Annotated[int, typer.Option(min=1, help="Noise draws per image; time grows with it.")] = 4,
+    ensemble: Annotated[int, typer.Option(min=1, max=1024, help="Noise draws per image; time grows with it.")] = 4,
     image_size: Annotated[int, typer.Option(help="Side of the LaRE input in pixels.")] = 256,
     batch: Annotated[
         Optional[list[int]], typer.Option(min=1, help="Images per call; repeat for several graphs. Default: 1 and 4.")
@@ -132,7 +134,10 @@ def build(
     if dry_run:
         _dry_run(sources, out, options)
         return
-    bundle = build_bundle(sources, out, options, report=report)
+    try:
+        bundle = build_bundle(sources, out, options, report=report)
+    except KeyboardInterrupt:
+        raise Interrupted from None
     parity = bundle.manifest.parity
     assert parity is not None
     report(
@@ -212,6 +217,9 @@ def main() -> None:
     except Lare2Error as error:
         sys.stderr.write(f"build_engines: {printable(str(error))}\n")
         sys.exit(EXIT_USAGE)
-    except KeyboardInterrupt:
+    except OSError as error:
+        sys.stderr.write(f"build_engines: {printable(reason(error))}; free some space or choose another --out\n")
+        sys.exit(EXIT_USAGE)
+    except (Interrupted, KeyboardInterrupt):
         sys.stderr.write("build_engines: interrupted; finished components are kept and reused by the next run\n")
         sys.exit(EXIT_INTERRUPTED)

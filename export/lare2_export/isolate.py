@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from typing import Any, TypeVar
 
+from lare2_rt.atomic import reason
 from lare2_rt.errors import Lare2Error
 
 from .staging import BuildError
@@ -77,6 +78,9 @@ def run_isolated(
                 raise content
             else:
                 raise BuildError(f"{name} failed: {content}; the full trace is above, finished components are kept")
+    except KeyboardInterrupt:
+        child.kill()  # it ignores the signal, so that we decide
+        raise
     except EOFError:
         child.join()
         raise BuildError(f"{name} {_how_it_died(child.exitcode)}; finished components are kept") from None
@@ -105,6 +109,8 @@ def _child(pipe: Connection, lock: SharedLock, function: Callable[..., object], 
         pipe.send(("result", result))
     except Lare2Error as error:
         pipe.send(("refused", error))
+    except OSError as error:
+        pipe.send(("refused", BuildError(f"cannot write the bundle: {reason(error)}; free some space and build again")))
     except Exception as error:  # the exporters raise anything; the parent needs one sentence, the developer the trace
         traceback.print_exc(file=sys.stderr)
         pipe.send(("failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"))

@@ -68,7 +68,9 @@ def measure(
                for batch in bundle.batches if batch != 1}  # fmt: skip
     return {
         "schema": "lare2-rt/parity/1",
-        "passed": all(entry["passed"] for entry in components.values()) and end_to_end["passed"],
+        "passed": all(entry["passed"] for entry in components.values())
+        and end_to_end["passed"]
+        and all(batches.values()),
         "images": [_pixels_sha256(picture) for picture in pictures],
         "reference": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "open_clip_torch")},
         "engine": {"name": info.name, "version": info.version, "device": info.device, "precision": info.precision},
@@ -116,7 +118,7 @@ def _compare_component(
 
 
 def _session_with_probes(component: Component, bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa: ANN401
-    """Open a component with its probes as further outputs, through a graph that exists only while it is loaded."""
+    """Open a component with its probes as further outputs, through a graph that exists only in memory."""
     import onnxruntime
 
     path = bundle.graph_path(variant)
@@ -128,13 +130,10 @@ def _session_with_probes(component: Component, bundle: Bundle, variant: Variant,
     model = ir.load(path)
     for probe in component.probes:
         add_output(model, probe)
-    # Beside the weights, because a graph may only refer to weights in its own folder.
-    temporary = path.with_name(f".probe-{path.name}")
-    try:
-        ir.save(model, temporary)
-        return onnxruntime.InferenceSession(str(temporary), settings, providers=["CPUExecutionProvider"])
-    finally:
-        temporary.unlink(missing_ok=True)
+    # From memory: a bundle that is being measured may be read-only, and in use by others.
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    content = ir.to_proto(model).SerializeToString()
+    return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
 
 
 def _compare_chain(

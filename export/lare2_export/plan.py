@@ -37,6 +37,8 @@ class Plan:
 
 def make_plan(sources: ModelSources, options: BuildOptions) -> Plan:
     """Read configurations, hash the sources and check the options; raises BuildError or SourceError."""
+    if 1 not in options.batches:
+        raise BuildError("--batch must include 1, on which parity is measured; add --batch 1")
     geometry = plan_geometry(sources, options)
     cache = HashCache()
     records = sources.records(cache)
@@ -66,7 +68,7 @@ def plan_geometry(sources: ModelSources, options: BuildOptions) -> Geometry:
         )
     vae = sources.vae_config()
     reduction = 2 ** (len(vae["block_out_channels"]) - 1)
-    if options.image_size % (reduction * 8):
+    if options.image_size < 1 or options.image_size % (reduction * 8):
         raise BuildError(f"--image-size must be a multiple of {reduction * 8} for this model, not {options.image_size}")
     egre, clip = sources.egre_config(), sources.clip_config()
     if (egre.channels, egre.embedding, egre.grid) != (clip.channels, clip.embedding, clip.grid):

@@ -78,6 +78,8 @@ def open_image(source: ImageSource, *, as_stored: bool = False) -> Image.Image:
     undo = _UNTURN.get(_orientation(image)) if as_stored and image is not source and image.format == "TIFF" else None
     try:
         image.load()
+    except MemoryError:
+        raise  # the caller says so
     except Exception as error:
         raise ImageError(f"truncated or damaged image data ({_short(error)}); copy or download it again") from error
     return image if undo is None else image.transpose(undo)
@@ -89,6 +91,8 @@ def orient(image: Image.Image) -> Image.Image:
         return image
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise  # unturned would be another picture
     except Exception:  # EXIF is written by anything; the pixels are fine without it
         return image
 
@@ -148,6 +152,8 @@ def _from_encoded(content: bytes) -> Image.Image:
         raise ImageError("the file is empty; copy or download it again")
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
+    except MemoryError:
+        raise
     except UnidentifiedImageError:
         raise ImageError(f"not an image in a supported format ({', '.join(FORMATS)}); convert it to one") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning: where warnings are errors

@@ -147,7 +147,8 @@ class Detector:
                     if pending:
                         group.append(pending.popleft().result())
                     ready = sum(item.pixels is not None for item in group)
-                    if ready == batch or (not pending and exhausted):
+                    # Failures that wait behind no readable image are told at once.
+                    if ready in (0, batch) or (not pending and exhausted):
                         yield from self._score_group(group)
                         group = []
                         if not pending and exhausted:

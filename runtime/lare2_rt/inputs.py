@@ -13,25 +13,30 @@ from .errors import UsageError
 def expand(arguments: Iterable[str]) -> list[str]:
     """Return image paths in the order given; a folder gives its images recursively, sorted, without following links.
 
-    A path that does not exist is kept unless it is a glob, and so is a subfolder that cannot be listed: scoring reports
-    them like any other bad file.
+    What gives no image (a missing path, a folder without images, a glob without matches, a subfolder that cannot be
+    listed) is kept as it is, so that scoring reports it like any other bad file and the others are answered.
 
     Raises:
-        UsageError: a folder without images or a glob without matches.
+        UsageError: only folders without images and globs without matches were given.
     """
     paths: list[str] = []
+    empty: list[str] = []
     for argument in arguments:
         if os.path.isdir(argument):
             found = _images_below(argument)
             if not found:
-                raise UsageError(f"no images in {argument}; image files end in {', '.join(sorted(SUFFIXES))}")
+                empty.append(f"no images in {argument}; image files end in {', '.join(sorted(SUFFIXES))}")
+                found = [argument]
         elif not os.path.lexists(argument) and glob.has_magic(argument):
             found = sorted(name for name in glob.glob(argument, recursive=True) if not os.path.isdir(name))
             if not found:
-                raise UsageError(f"nothing matches {argument}; check the pattern")
+                empty.append(f"nothing matches {argument}; check the pattern")
+                found = [argument]
         else:
             found = [argument]
         paths.extend(found)
+    if empty and len(empty) == len(paths):
+        raise UsageError(empty[0])
     return paths
 
 

@@ -202,17 +202,13 @@ class Manifest(_Frozen):
         return _digest({"files": files, **{name: part.model_dump(mode="json") for name, part in parts.items()}})
 
     def compute_lare_id(self) -> str:
-        """sha256 over what determines LaRE alone: weights of VAE and UNet, noise, sizes and constants, preprocessing.
+        """sha256 over what determines LaRE alone: source weights, prompt, noise, sizes and constants, preprocessing.
 
-        Weight files, not graphs: the same weights at another batch size give the same maps.
+        Source weights, not graphs: the same weights at another batch size give the same maps.
         """
-        weights = {
-            name: self.files[name].sha256
-            for component in ("vae_encoder", "unet_step")
-            for variant in self.components[component]
-            for name in variant.files
-        }
-        method = self.method.model_dump(mode="json", exclude={"head", "crop_size", "noise_seed", "prompt"})
+        roles = ("vae", "unet", "scheduler", "text_encoder")
+        weights = sorted((source.role, source.sha256) for source in self.sources if source.role in roles)
+        method = self.method.model_dump(mode="json", exclude={"head", "crop_size", "noise_seed"})
         preprocessing = self.preprocessing.model_dump(mode="json", exclude={"padding"})
         noise = self.files[NOISE].sha256
         return _digest({"weights": weights, "noise": noise, "method": method, "preprocessing": preprocessing})

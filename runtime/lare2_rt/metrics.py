@@ -16,7 +16,7 @@ class Difference:
         relative_l2: ‖a−b‖/‖b‖; 0 where both are zero, inf where only the reference is.
         max_abs, mean_abs, p99_abs: absolute error, in the arrays' own unit.
         cosine: cosine similarity in [-1, 1]; 1 where both are zero.
-        not_finite: number of NaN or Inf elements in ``actual``.
+        not_finite: number of NaN or Inf elements in either array; with any, all distances are infinite.
     """
 
     relative_l2: float
@@ -36,7 +36,7 @@ def difference(actual: ArrayLike, reference: ArrayLike) -> Difference:
     a, b = np.asarray(actual, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if a.shape != b.shape or a.size == 0:
         raise ValueError(f"arrays to compare must have one shape and elements, not {a.shape} and {b.shape}")
-    not_finite = int(a.size - np.count_nonzero(np.isfinite(a)))
+    not_finite = int(a.size - np.count_nonzero(np.isfinite(a) & np.isfinite(b)))
     if not_finite:
         return Difference(np.inf, np.inf, np.inf, np.inf, 0.0, not_finite)
     error = np.abs(a - b)
