@@ -354,3 +354,22 @@ def test_names(tmp_path):
     assert source_name(b"") == "<bytes>"
     assert source_name(noise(4, 4, 3)) == "<array>"
     assert source_name(Image.new("RGB", (1, 1))) == "<image>"
+
+
+def test_no_memory_while_decoding_or_turning_is_never_another_picture(monkeypatch):
+    """A picture that could not be turned must not be scored as it lies."""
+
+    def full(*_, **__):
+        raise MemoryError
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(stream, "PNG", exif=exif)
+    with monkeypatch.context() as patch:
+        patch.setattr("lare2_rt.decode.ImageOps.exif_transpose", full)
+        with pytest.raises(ImageError, match="too little memory for its 4×3 pixels"):
+            preprocess(stream.getvalue(), Preprocessing())
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", full)
+    with pytest.raises(ImageError, match="too little memory to decode it"):
+        preprocess(stream.getvalue(), Preprocessing())

@@ -55,7 +55,10 @@ def build(
     ] = None,
     synthetic_kind: Annotated[
         Optional[Literal["sd15"]],
-        typer.Option("--synthetic", help="Seeded random weights of the exact SD 1.5 + RN50 + V6 geometry, to measure."),
+        typer.Option(
+            "--synthetic",
+            help="Instead of all of these: seeded random weights of the exact SD 1.5 + RN50 + V6 geometry, to measure.",
+        ),
     ] = None,
     prompt: Annotated[str, typer.Option(help="Text that conditions the UNet, the same for every image.")] = "a photo",
     class_name: Annotated[

@@ -39,12 +39,16 @@ def preprocess(source: ImageSource, policy: Preprocessing, *, image_size: int = 
     """
     try:
         opened = open_image(source, as_stored=policy.exif == "ignore")
+    except MemoryError:
+        raise ImageError("too little memory to decode it; scale it down first") from None
+    try:
         clip_view = orient(opened) if policy.exif in ("apply", "official") else opened
         clip_rgb = to_rgb(clip_view, policy)
         lare_rgb = to_rgb(opened, policy) if policy.exif == "official" and clip_view is not opened else clip_rgb
         return Pixels(squash(lare_rgb, image_size), centre_crop(np.asarray(clip_rgb), crop_size, policy.padding))
     except MemoryError:
-        raise ImageError("too little memory for its pixels; scale it down first") from None
+        size = f"{opened.width}×{opened.height}"
+        raise ImageError(f"too little memory for its {size} pixels; scale it down first") from None
 
 
 def squash(rgb: Image.Image, size: int) -> UInt8:
