@@ -24,7 +24,6 @@ from lare2_rt.atomic import atomic_text
 from lare2_rt.bundle import Bundle, open_bundle
 from lare2_rt.decode import SUFFIXES
 from lare2_rt.errors import Lare2Error, UsageError
-from lare2_rt.integrity import HashCache
 from lare2_rt.locate import embedded_bundle
 from lare2_rt.preprocess import preprocess
 from lare2_rt.threads import available_threads
@@ -72,7 +71,7 @@ def spread(folder: Path, limit: int) -> list[Path]:
 def run(bundle: Bundle, sources: ModelSources, files: list[Path]) -> dict[str, Any]:
     """Measure a bundle against its sources on image files; raises UsageError when they do not belong together."""
     manifest = bundle.manifest
-    ours = {record.role: record.sha256 for record in sources.records(HashCache())}
+    ours = {record.role: record.sha256 for record in sources.records()}
     for source in manifest.sources:
         if ours[source.role] != source.sha256:
             raise UsageError(f"{bundle.path} was not built from these weights ({source.role} differs); check --model")

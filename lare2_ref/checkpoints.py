@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lare2_rt.errors import Lare2Error
+from lare2_rt.errors import Lare2Error, first_line
 from lare2_rt.integrity import HashCache, sha256_of
 
 _WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt")
@@ -60,7 +60,7 @@ def read_state(path: Path, *, trust_torchscript: bool = False) -> dict[str, Tens
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zip each raise their own
         raise SourceError(
-            f"{path} cannot be read as plain tensors ({str(error).splitlines()[0][:120]}); pickles with code "
+            f"{path} cannot be read as plain tensors ({first_line(error)[:120]}); pickles with code "
             "are refused: save the state dict as safetensors"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -87,7 +87,7 @@ def _read_torchscript(path: Path, *, trusted: bool) -> dict[str, Tensor]:
     try:
         state = torch.jit.load(path, map_location="cpu").state_dict()
     except RuntimeError as error:
-        raise SourceError(f"{path} cannot be read ({str(error).splitlines()[0]}); download it again") from error
+        raise SourceError(f"{path} cannot be read ({first_line(error)}); download it again") from error
     return {key: _float32(value) for key, value in state.items()}
 
 

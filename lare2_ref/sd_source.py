@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from lare2_rt.errors import first_line
 from lare2_rt.integrity import HashCache
 
 from .checkpoints import SourceError, folder_sha256, read_json, weights_variant
@@ -105,7 +106,7 @@ class SdFolder:
                 folder, dtype=torch.float32, variant=variant, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:  # safetensors and transformers each have their own
-            raise SourceError(f"{folder} cannot be loaded ({_first_line(error)}); download it again") from error
+            raise SourceError(f"{folder} cannot be loaded ({first_line(error)}); download it again") from error
         _refuse_misfits(folder, info)
         return encode_prompt(tokenizer, encoder.eval(), prompt)
 
@@ -142,7 +143,7 @@ def find_stable_diffusion(location: str, *, revision: str | None = None, offline
         path = snapshot_download(location, revision=revision, allow_patterns=patterns, local_files_only=offline)
     except Exception as error:  # the hub client has many error types, all meaning the same here
         raise SourceError(
-            f"{location} is neither a folder nor a model that can be downloaded ({_first_line(error)}); check the "
+            f"{location} is neither a folder nor a model that can be downloaded ({first_line(error)}); check the "
             "name, or download it elsewhere and give the folder"
         ) from error
     return SdFolder(Path(path), location, licence, revision)
@@ -156,7 +157,7 @@ def _pretrained(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - diffusers' lo
             folder, torch_dtype=torch.float32, variant=variant, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # safetensors and diffusers each have their own
-        raise SourceError(f"{folder} cannot be loaded ({_first_line(error)}); download it again") from error
+        raise SourceError(f"{folder} cannot be loaded ({first_line(error)}); download it again") from error
     _refuse_misfits(folder, info)
     return network.eval()
 
@@ -168,7 +169,3 @@ def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
         keys = sorted(str(key) for key in info.get(misfit) or () if not str(key).endswith("position_ids"))
         if keys:
             raise SourceError(f"{folder} has {misfit.replace('_', ' ')}: {keys[0]}; download it again")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

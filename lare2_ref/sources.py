@@ -107,14 +107,17 @@ class ModelSources:
         """Return the head in float32."""
         return self.head.head()
 
-    def records(self, cache: HashCache) -> tuple[SourceRecord, ...]:
-        """Return what the manifest says about every set of weights."""
+    def records(self) -> tuple[SourceRecord, ...]:
+        """Return what the manifest says about every set of weights; hashes are remembered, so asking again is cheap."""
+        cache = HashCache()
         sd = self.sd
         roles: tuple[Role, ...] = ("vae", "unet", "scheduler", "text_encoder")
         hashes = sd.hashes(cache)
         records = tuple(SourceRecord(role, sd.name, hashes[role], sd.licence, sd.revision) for role in roles)
         clip = SourceRecord("clip", self.clip.name, self.clip.sha256(cache), self.clip.licence)
-        return (*records, clip, SourceRecord("head", self.head.name, self.head.sha256(cache), self.head.licence))
+        head = SourceRecord("head", self.head.name, self.head.sha256(cache), self.head.licence)
+        cache.save()
+        return (*records, clip, head)
 
 
 def open_model_folder(folder: Path) -> ModelSources:
@@ -184,7 +187,7 @@ def load_reference(
         timestep=timestep,
     )
     use_accurate_group_norms(extractor)
-    hashes = [f"{record.role} {record.sha256}" for record in sources.records(HashCache())]
+    hashes = [f"{record.role} {record.sha256}" for record in sources.records()]
     weights = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     identity = Identity(sources.name, DecisionRule(sources.calibration), weights)
     return Lare2Reference(

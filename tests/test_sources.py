@@ -301,7 +301,7 @@ def test_synthetic_geometry_is_the_real_one():
         encoder = AutoencoderKL(**module.VAE)
         parts = (*encoder.encoder.parameters(), *encoder.quant_conv.parameters())
         assert sum(p.numel() for p in parts) == 34_163_664
-    roles = [record.role for record in sources.records(HashCache())]
+    roles = [record.role for record in sources.records()]
     assert roles == ["vae", "unet", "scheduler", "text_encoder", "clip", "head"]
     with pytest.raises(SourceError, match="the only kind is sd15"):
         synthetic("sdxl")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from lare2_rt.noise import draw_noise
 from .components import COMPONENTS
 from .describe import describe
 from .export_step import export_component
-from .isolate import SharedLock, run_isolated
+from .isolate import Report, SharedLock, run_isolated
 from .notice import notice_text
 from .options import BuildOptions
 from .parity import worst_component
@@ -28,7 +27,6 @@ from .parity_step import measure_parity
 from .plan import Plan, make_plan
 from .staging import BuildError, Staging, check_target
 
-Report = Callable[[str], None]
 # Logits that hardly move with the image would make every parity figure look good and mean nothing.
 MIN_LOGIT_SPREAD = 1e-2
 

@@ -109,7 +109,8 @@ def build(
 
     from .isolate import start_server
 
-    start_server()  # it and we import the libraries at the same time
+    if not dry_run:
+        start_server()  # it and we import the libraries at the same time
     from lare2_ref.quiet import quieten_libraries
     from lare2_rt.inputs import expand
     from lare2_rt.policy import Preprocessing

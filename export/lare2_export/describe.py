@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from lare2_ref.sources import SourceRecord
@@ -49,21 +50,13 @@ def describe(
         scaling_factor=geometry.scaling_factor,
         head=geometry.egre.head,
     )
-    policy = options.policy
     manifest = Manifest.model_construct(
         schema_version=SCHEMA_VERSION,
         id="0" * 64,
         lare_id="0" * 64,
         model=ModelInfo(name=sources.name, description=sources.description, synthetic=sources.synthetic),
         method=method,
-        preprocessing=PreprocessingModel(
-            version=policy.version,
-            exif=policy.exif,
-            alpha=policy.alpha,
-            icc=policy.icc,
-            padding=policy.padding,
-            resample=policy.resample,
-        ),
+        preprocessing=PreprocessingModel(**asdict(options.policy)),
         components={name: _variants(entries) for name, entries in components.items()},
         files={name: FileEntry(**staging.entry(name)) for name in sorted({*names, NOISE, PARITY, NOTICE})},
         sources=_sources(plan.records),
@@ -94,6 +87,4 @@ def _summary(parity: dict[str, Any] | None) -> ParitySummary | None:
 
 
 def _sources(records: Sequence[SourceRecord]) -> tuple[Source, ...]:
-    return tuple(
-        Source(role=r.role, name=r.name, sha256=r.sha256, licence=r.licence, revision=r.revision) for r in records
-    )
+    return tuple(Source(**asdict(record)) for record in records)

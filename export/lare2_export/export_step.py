@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import onnx_ir as ir
 import torch
 
 from .components import COMPONENTS
+from .isolate import Report
 from .onnx_export import PORTABLE_OPSET, WeightFile, export_graph, strip, tensor_specs
 from .plan import Plan
 from .prepare import prepare
 
 
-def export_component(name: str, plan: Plan, folder: Path, *, report: Callable[[str], None]) -> list[dict[str, Any]]:
+def export_component(name: str, plan: Plan, folder: Path, *, report: Report) -> list[dict[str, Any]]:
     """Write a component's graphs and weights into ``folder``; returns its variants as the manifest has them."""
     component = next(candidate for candidate in COMPONENTS if candidate.name == name)
     torch.set_num_threads(plan.options.threads)

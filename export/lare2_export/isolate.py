@@ -22,7 +22,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any, TypeVar
 
 from lare2_rt.atomic import reason
-from lare2_rt.errors import Lare2Error
+from lare2_rt.errors import Lare2Error, first_line
 
 from .staging import BuildError
 
@@ -113,7 +113,7 @@ def _child(pipe: Connection, lock: SharedLock, function: Callable[..., object], 
         pipe.send(("refused", BuildError(f"cannot write the bundle: {reason(error)}; free some space and build again")))
     except Exception as error:  # the exporters raise anything; the parent needs one sentence, the developer the trace
         traceback.print_exc(file=sys.stderr)
-        pipe.send(("failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"))
+        pipe.send(("failed", f"{type(error).__name__}: {first_line(error)}"))
     finally:
         assert lock.descriptor >= 0
         pipe.close()

@@ -16,6 +16,7 @@ from lare2_ref.reference import Lare2Reference
 from lare2_rt.bundle import Bundle
 from lare2_rt.detection import DecisionRule, probability_of_generated
 from lare2_rt.engines import EngineOptions, OpenEngine, open_engine
+from lare2_rt.engines.onnxruntime import PROVIDER, open_session, session_settings
 from lare2_rt.manifest import Variant
 from lare2_rt.metrics import difference
 from lare2_rt.preprocess import Pixels
@@ -121,19 +122,16 @@ def _session_with_probes(component: Component, bundle: Bundle, variant: Variant,
     """Open a component with its probes as further outputs, through a graph that exists only in memory."""
     import onnxruntime
 
-    path = bundle.graph_path(variant)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.log_severity_level = 3
     if not component.probes:
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return open_session(bundle, variant, threads)
+    path, settings = bundle.graph_path(variant), session_settings(threads)
     model = ir.load(path)
     for probe in component.probes:
         add_output(model, probe)
     # From memory: a bundle that is being measured may be read-only, and in use by others.
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     content = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, settings, providers=[PROVIDER])
 
 
 def _compare_chain(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ from lare2_rt.manifest import Manifest
 from lare2_rt.noise import Noise
 from lare2_rt.preprocess import preprocess
 
+from .isolate import Report
 from .parity import measure, reference_arrays
 from .pictures import procedural_pictures
 from .plan import Plan
 
 
-def measure_parity(
-    plan: Plan, draft: Manifest, folder: Path, noise: Noise, *, report: Callable[[str], None]
-) -> dict[str, Any]:
+def measure_parity(plan: Plan, draft: Manifest, folder: Path, noise: Noise, *, report: Report) -> dict[str, Any]:
     """Return the content of ``parity.json`` for the bundle in ``folder``, whose manifest is ``draft``."""
     options, method = plan.options, draft.method
     torch.set_num_threads(options.threads)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from lare2_ref.lare import PREDICTION_TYPES
 from lare2_ref.sources import ModelSources, SourceRecord
-from lare2_rt.integrity import HashCache
 
 from .components import COMPONENTS, Component, Geometry
 from .keys import component_key
@@ -40,9 +39,7 @@ def make_plan(sources: ModelSources, options: BuildOptions) -> Plan:
     if 1 not in options.batches:
         raise BuildError("--batch must include 1, on which parity is measured; add --batch 1")
     geometry = plan_geometry(sources, options)
-    cache = HashCache()
-    records = sources.records(cache)
-    cache.save()
+    records = sources.records()
     hashes: dict[str, str] = {record.role: record.sha256 for record in records}
 
     def keys(component: Component) -> dict[int, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lare2_rt.atomic import fsync_folder, reason, write_bytes
 from lare2_rt.errors import Lare2Error, OutputError
-from lare2_rt.integrity import sha256_of
+from lare2_rt.integrity import HashCache
 from lare2_rt.manifest import MANIFEST, FileEntry
 
 
@@ -38,6 +38,9 @@ class Staging:
     def __init__(self, out: Path) -> None:
         self.out = out.resolve()
         self.folder = self.out.with_name(f".{self.out.name}.building")
+        self._hashes = (
+            HashCache()
+        )  # of this build alone, never saved: the finished bundle is read anew before it is published
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:
@@ -61,7 +64,7 @@ class Staging:
             if marker["key"] != key:
                 return None
             for name, entry in marker["files"].items():
-                if sha256_of(self.folder / name) != entry["sha256"]:
+                if self._hashes.sha256(self.folder / name, fresh=True) != entry["sha256"]:
                     return None
         except (OSError, ValueError, KeyError):
             return None
@@ -88,7 +91,7 @@ class Staging:
     def entry(self, name: str) -> dict[str, Any]:
         """Return size and hash of a file as the manifest has them."""
         path = self.folder / name
-        return FileEntry(size=path.stat().st_size, sha256=sha256_of(path)).model_dump()
+        return FileEntry(size=path.stat().st_size, sha256=self._hashes.sha256(path)).model_dump()
 
     def prune(self, keep: set[str]) -> None:
         """Remove everything that is not part of the bundle, markers included."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import OutputError
 
@@ -30,9 +30,9 @@ def temporary_beside(path: Path) -> Path:
 
 @dataclass(slots=True)
 class Draft:
-    """A text file in the making: what is written to ``stream`` appears under ``target``, which may still be changed."""
+    """A file in the making: what is written to ``stream`` appears under ``target``, which may still be changed."""
 
-    stream: IO[str]
+    stream: IO[Any]
     target: Path
 
 
@@ -44,20 +44,10 @@ def draft_text(path: Path, *, overwrite: bool = True) -> Iterator[Draft]:
         OutputError: as ``check_target``, or the disk is full.
     """
     check_target(path, overwrite=overwrite)
-    temporary = temporary_beside(path)
-    try:
-        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as handle:
-            draft = Draft(handle, path)
-            yield draft
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(draft.target)
-        fsync_folder(path.parent)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with _draft(
+        path, lambda temporary: temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="")
+    ) as draft:
+        yield draft
 
 
 @contextlib.contextmanager
@@ -69,13 +59,21 @@ def atomic_text(path: Path, *, overwrite: bool = True) -> Iterator[IO[str]]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` atomically and durably; raises OutputError."""
+    with _draft(path, lambda temporary: temporary.open("xb")) as draft:
+        draft.stream.write(content)
+
+
+@contextlib.contextmanager
+def _draft(path: Path, opened: Callable[[Path], IO[Any]]) -> Iterator[Draft]:
+    """Write beside ``path``, make it durable, and rename; a failure leaves nothing behind and is an OutputError."""
     temporary = temporary_beside(path)
     try:
-        with temporary.open("xb") as handle:
-            handle.write(content)
+        with opened(temporary) as handle:
+            draft = Draft(handle, path)
+            yield draft
             handle.flush()
             os.fsync(handle.fileno())
-        temporary.replace(path)
+        temporary.replace(draft.target)
         fsync_folder(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from .atomic import reason
 from .errors import BundleError
-from .integrity import HashCache
+from .integrity import HashCache, Progress
 from .manifest import (
     MANIFEST,
     MAX_BYTES,
@@ -31,7 +31,6 @@ from .manifest import (
 from .noise import Noise
 from .onnx_audit import audit_onnx
 
-Progress = Callable[[int], None]
 Expected = tuple[str, tuple[int | None, ...]]  # element type and shape; None fits any size
 
 

@@ -11,20 +11,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
-from .bundle import Bundle, Progress, open_bundle
+from .bundle import Bundle, open_bundle
 from .decode import ImageSource, source_name
 from .detection import DecisionRule, Detection, Provenance, failed, scored
 from .engines import EngineOptions, OpenEngine, Rejected, open_engine
 from .errors import EngineError, ImageError, UsageError
+from .integrity import Progress
 from .locate import locate_bundle
+from .manifest import Precision
 from .preprocess import Pixels, preprocess
 from .threads import available_threads
 
-Precision = Literal["fp32", "fp16"]
 _DECODERS = 2  # decoding is far cheaper than scoring; two threads keep ahead without holding many pictures
 
 

@@ -5,6 +5,11 @@ class Lare2Error(Exception):
     """Base of every error that this project raises on purpose; ``str(error)`` is fit to be shown."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of a foreign error's text, at most 200 characters; its type's name where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class UsageError(Lare2Error):
     """The call or the command line asks for something that cannot be done."""
 

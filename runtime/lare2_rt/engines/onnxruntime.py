@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError
+from ..errors import BundleError, EngineError, first_line
 from ..manifest import Variant
 from .chain import Arrays, Component, ComponentChain
 from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants
@@ -49,7 +49,7 @@ class OnnxRuntimeEngine:
             import onnxruntime
         except Exception as error:  # a broken installation can fail in any way
             raise EngineError(
-                f"onnxruntime is installed but cannot be imported ({_first_line(error)}): "
+                f"onnxruntime is installed but cannot be imported ({first_line(error)}): "
                 "pip install --force-reinstall onnxruntime"
             ) from error
 
@@ -76,8 +76,8 @@ class OnnxRuntimeEngine:
         return ComponentChain(info, components, noise=bundle.noise, close=sessions.clear)
 
 
-def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa: ANN401 - the binding has no types
-    """Return an InferenceSession on the CPU provider alone; raises EngineError.
+def session_settings(threads: int) -> Any:  # noqa: ANN401 - the binding has no types
+    """Return the SessionOptions of every session.
 
     Threads are set from the outside because ONNX Runtime counts the host's cores inside a container, and spinning is
     kept because the chain calls the sessions back to back.
@@ -90,12 +90,19 @@ def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa
     settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = _ERROR_LEVEL
+    return settings
+
+
+def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa: ANN401
+    """Return an InferenceSession on the CPU provider alone; raises EngineError."""
+    import onnxruntime
+
     path = bundle.graph_path(variant)
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=[PROVIDER])
+        session = onnxruntime.InferenceSession(str(path), session_settings(threads), providers=[PROVIDER])
     except Exception as error:
         raise EngineError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {path.name} ({_first_line(error)}); "
+            f"onnxruntime {onnxruntime.__version__} cannot load {path.name} ({first_line(error)}); "
             "update onnxruntime or build the bundle again"
         ) from error
     if session.get_providers() != [PROVIDER]:
@@ -115,7 +122,7 @@ def _component(variant: Variant, session: Any) -> Component:  # noqa: ANN401
             results = session.run(list(shapes), dict(inputs))
         except Exception as error:
             raise EngineError(
-                f"onnxruntime failed in {variant.graph}: {_first_line(error)}; close other programs if memory is "
+                f"onnxruntime failed in {variant.graph}: {first_line(error)}; close other programs if memory is "
                 "short, else report it"
             ) from error
         outputs = dict(zip(shapes, results, strict=True))
@@ -139,7 +146,3 @@ def _version(distribution: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(distribution)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
