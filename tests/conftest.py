@@ -67,7 +67,7 @@ def built_mini(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """(sources, bundle) of the golden tiny pipeline."""
+    """(sources, bundle) of the golden tiny pipeline, in both precisions."""
     from tiny import write_tiny
 
     from lare2_export.build import build_bundle
@@ -75,7 +75,8 @@ def tiny(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tiny")
     sources = write_tiny(folder / "model", "epsilon")
-    return sources, build_bundle(sources, folder / "bundle", BuildOptions(batches=(1,)), report=lambda line: None)
+    options = BuildOptions(batches=(1,), half=True)
+    return sources, build_bundle(sources, folder / "bundle", options, report=lambda line: None)
 
 
 @pytest.fixture

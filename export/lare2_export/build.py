@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from lare2_ref.sources import ModelSources
 from lare2_rt.atomic import write_bytes
 from lare2_rt.bundle import Bundle, open_bundle
-from lare2_rt.manifest import MANIFEST, NOISE, NOTICE, PARITY
+from lare2_rt.manifest import MANIFEST, NOISE, NOTICE, PARITY, SELFCHECK
 from lare2_rt.noise import draw_noise
 
 from .components import COMPONENTS
@@ -22,7 +23,7 @@ from .export_step import export_component
 from .isolate import Report, SharedLock, run_isolated
 from .notice import notice_text
 from .options import BuildOptions
-from .parity import worst_component
+from .parity import what_failed
 from .parity_step import measure_parity
 from .plan import Plan, make_plan
 from .staging import BuildError, Staging, check_target
@@ -49,19 +50,23 @@ def build_bundle(sources: ModelSources, out: Path, options: BuildOptions, *, rep
         noise = draw_noise(options.noise_seed, options.ensemble, plan.geometry.latent)
         write_bytes(staging.folder / NOISE, _npy(noise.pack()))
         write_bytes(staging.folder / PARITY, b"{}\n")
+        write_bytes(staging.folder / SELFCHECK, b"")
         write_bytes(staging.folder / NOTICE, notice_text(plan.records).encode())
         draft = describe(plan, components, staging=staging, parity=None)
         staging.prune(keep={*draft.files, *(staging.marker(component.name) for component in COMPONENTS)})
         report("parity against the reference")
-        parity = run_isolated("parity", measure_parity, plan, draft, staging.folder, noise, lock=lock, report=report)
+        parity, selfcheck = run_isolated(
+            "parity", measure_parity, plan, draft, staging.folder, noise, lock=lock, report=report
+        )
         write_bytes(staging.folder / PARITY, (json.dumps(parity, indent=2, sort_keys=True) + "\n").encode())
+        write_bytes(staging.folder / SELFCHECK, _npy(selfcheck))
         _refuse_unfaithful(parity, plan, out, staging)
         final = describe(plan, components, staging=staging, parity=parity)
         write_bytes(staging.folder / MANIFEST, final.to_json())
         staging.prune(keep={*final.files, MANIFEST})
         bundle = open_bundle(staging.folder)
         staging.publish()
-    return Bundle(out, bundle.manifest, bundle.noise)
+    return replace(bundle, path=out)
 
 
 def _export(name: str, plan: Plan, staging: Staging, lock: SharedLock, report: Report) -> list[dict[str, Any]]:
@@ -83,10 +88,7 @@ def _refuse_unfaithful(parity: dict[str, Any], plan: Plan, out: Path, staging: S
     kept = out.resolve().with_name(f"{out.name}.failed-parity.json")
     if not parity["passed"]:
         write_bytes(kept, (staging.folder / PARITY).read_bytes())
-        name, value = worst_component(parity)
-        raise BuildError(
-            f"the export is not faithful: {name} differs by {value:.1e} (relative L2); the report is in {kept}"
-        )
+        raise BuildError(f"the export is not faithful: {what_failed(parity)}; the report is in {kept}")
     spread = parity["logit_standard_deviation"]
     if plan.sources.synthetic and len(parity["images"]) > 1 and spread < MIN_LOGIT_SPREAD:
         raise BuildError(f"the synthetic weights are degenerate: logits move by only {spread:.1e} over the images")

@@ -14,6 +14,7 @@ from lare2_rt.manifest import (
     NOTICE,
     PARITY,
     SCHEMA_VERSION,
+    SELFCHECK,
     Decision,
     FileEntry,
     Manifest,
@@ -37,6 +38,7 @@ def describe(
     """Return the manifest of the files in a staging folder; ``parity`` is the report, None before it is measured."""
     sources, options, geometry = plan.sources, plan.options, plan.geometry
     names = {name for variants in components.values() for v in variants for name in (v["graph"], *v["files"])}
+    beside = (NOISE, PARITY, SELFCHECK, NOTICE)
     method = Method(
         timestep=options.timestep,
         ensemble=options.ensemble,
@@ -58,7 +60,7 @@ def describe(
         method=method,
         preprocessing=PreprocessingModel(**asdict(options.policy)),
         components={name: _variants(entries) for name, entries in components.items()},
-        files={name: FileEntry(**staging.entry(name)) for name in sorted({*names, NOISE, PARITY, NOTICE})},
+        files={name: FileEntry(**staging.entry(name)) for name in sorted({*names, *beside})},
         sources=_sources(plan.records),
         decision=Decision(calibration=sources.calibration),
         parity=_summary(parity),

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from lare2_ref.clip_backbone import ClipBackbone, build_visual
 from lare2_ref.egre import Egre
 from lare2_ref.sources import ModelSources
+from lare2_rt.manifest import Precision
 
 from .components import COMPONENTS
 from .plan import Plan
 from .prepare import prepare
 
 _FLOAT = 4  # bytes
+_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2}
 # Measured on synthetic SD 1.5 and on mini (tests/test_estimate.py holds both): an exported graph takes 450 to 650
 # bytes for each of its weights, and the processes' peaks are these multiples of the networks' weights above what
 # libraries and activations take.
@@ -31,7 +33,7 @@ class Estimate:
     """Bytes that a build needs.
 
     Attributes:
-        weights: component name -> its exported weights; bundle: the finished folder.
+        weights: component name -> its exported weights in all precisions; bundle: the finished folder.
         memory: largest resident size of any of the build's processes.
     """
 
@@ -71,8 +73,8 @@ def estimate(plan: Plan) -> Estimate:
         for component in COMPONENTS:
             module = component.build(weightless, plan.geometry)
             prepare(module)
-            weights[component.name] = _FLOAT * _elements(module)
-            graphs += len(plan.options.batches) * _GRAPH_BYTES_PER_WEIGHT * len(module.state_dict())
+            weights[component.name] = sum(_BYTES[precision] for precision in plan.precisions) * _elements(module)
+            graphs += len(plan.keys[component.name]) * _GRAPH_BYTES_PER_WEIGHT * len(module.state_dict())
         networks = (weightless.vae(), weightless.unet(), weightless.clip_backbone(), weightless.egre())
         loaded = _FLOAT * sum(_elements(network) for network in networks)
         largest = _FLOAT * max(_elements(network) for network in networks)

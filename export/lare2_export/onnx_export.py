@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -16,9 +18,31 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from lare2_rt.manifest import Precision, Profile
+
 from .components import Component, Geometry
 
-PORTABLE_OPSET = 20
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """A precision in the ONNX profile that engines take it in."""
+
+    precision: Precision
+    profile: Profile
+    opset: int
+
+    @property
+    def suffix(self) -> str:
+        """Part of file names."""
+        return f"{self.precision}.{self.profile}"
+
+
+FLAVOURS: dict[Precision, Flavour] = {
+    # What every CPU engine reads: no operator newer than opset 20, norms in basic operators.
+    "fp32": Flavour("fp32", "portable", 20),
+    # What GPU engines want: from opset 21 on GroupNormalization has a scale per channel and is one layer.
+    "fp16": Flavour("fp16", "native", 21),
+}
 KEY_PROPERTY = "lare2_rt.component_key"
 _EXTERNAL_FROM = 1024  # bytes; smaller constants stay in the graph, where engines fold them
 _PAGE, _PAGE_FROM = 4096, 1 << 20  # large weights start on a page so that they can be memory-mapped
@@ -26,7 +50,7 @@ _ALIGNMENT = 64
 
 
 def export_graph(
-    module: nn.Module, component: Component, geometry: Geometry, *, batch: int, opset: int = PORTABLE_OPSET
+    module: nn.Module, component: Component, geometry: Geometry, *, batch: int, opset: int = FLAVOURS["fp32"].opset
 ) -> ir.Model:
     """Export with fixed shapes; probes become named values inside the graph, not outputs."""
     inputs = component.example_inputs(geometry, batch)
@@ -48,7 +72,11 @@ def export_graph(
 
 
 def strip(model: ir.Model, *, key: str) -> None:
-    """Remove what the exporter wrote beside the graph (machine paths, stack traces) and leave the component key."""
+    """Remove what the exporter wrote beside the graph (machine paths, stack traces) and leave the component key.
+
+    Nodes get the name of the layer that they come from, which profilers and engines show.
+    """
+    _name_after_layers(model)
     model.doc_string = None
     model.producer_name, model.producer_version = "lare2-rt", None
     model.metadata_props.clear()
@@ -65,6 +93,17 @@ def strip(model: ir.Model, *, key: str) -> None:
     for initialiser in model.graph.initializers.values():
         if initialiser.const_value is not None:
             initialiser.const_value.doc_string = None
+
+
+def _name_after_layers(model: ir.Model) -> None:
+    """``unet.mid_block.resnets.0.conv1/Conv``; a layer's further nodes of one kind are numbered."""
+    taken: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        layer = next((scope for scope in reversed(scopes[:-1]) if scope), "graph")
+        name = f"{layer}/{node.op_type}"
+        taken[name] = taken.get(name, 0) + 1
+        node.name = name if taken[name] == 1 else f"{name}.{taken[name]}"
 
 
 class WeightFile:

@@ -16,6 +16,7 @@ class BuildOptions:
         prompt: text that conditions the UNet; timestep: of the noise schedule; ensemble: noise draws per image.
         image_size: side of the LaRE input in pixels; batches: images per call, one graph each, sharing weights.
         noise_seed: of Philox; policy: preprocessing policies; threads: CPU threads of the parity run.
+        half: whether half precision is exported beside float32; None means where the weights are trained.
         images: preprocessed with the policy and used for parity instead of the procedural pictures.
     """
 
@@ -27,4 +28,5 @@ class BuildOptions:
     noise_seed: int = 0
     policy: Preprocessing = field(default_factory=Preprocessing)
     threads: int = field(default_factory=available_threads)
+    half: bool | None = None
     images: tuple[str, ...] = ()

@@ -18,11 +18,13 @@ from lare2_rt.detection import DecisionRule, probability_of_generated
 from lare2_rt.engines import EngineOptions, OpenEngine, open_engine
 from lare2_rt.engines.onnxruntime import PROVIDER, open_session, session_settings
 from lare2_rt.manifest import Variant
-from lare2_rt.metrics import difference
 from lare2_rt.preprocess import Pixels
 
 from .components import COMPONENTS, Component
+from .half_parity import has_half, measure_half
+from .judged import judged_gap, judged_images
 from .onnx_export import add_output
+from .rounding import LARGEST
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -67,11 +69,13 @@ def measure(
         opened.close()
     batches = {str(batch): _same_bits(bundle, pictures, actual, batch=batch, engine=engine, threads=threads)
                for batch in bundle.batches if batch != 1}  # fmt: skip
+    half = measure_half(expected, bundle, rule=rule, threads=threads) if has_half(bundle) else None
     return {
         "schema": "lare2-rt/parity/1",
         "passed": all(entry["passed"] for entry in components.values())
         and end_to_end["passed"]
-        and all(batches.values()),
+        and all(batches.values())
+        and (half is None or half["passed"]),
         "images": [_pixels_sha256(picture) for picture in pictures],
         "reference": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "open_clip_torch")},
         "engine": {"name": info.name, "version": info.version, "device": info.device, "precision": info.precision},
@@ -80,6 +84,7 @@ def measure(
         # Over the images, of the reference's logit for "generated" minus the one for "real".
         "logit_standard_deviation": float(np.std([float(e["logits"][0, 1] - e["logits"][0, 0]) for e in expected])),
         "same_bits_as_batch_1": batches,
+        **({} if half is None else {"half": half}),
     }
 
 
@@ -112,8 +117,8 @@ def _compare_component(
     results = [run.run(names, {name: arrays[name] for name in component.input_names}) for arrays in expected]
     outputs = {}
     for index, name in enumerate(names):
-        actual = np.stack([result[index] for result in results])
-        outputs[name] = _entry(actual, np.stack([arrays[name] for arrays in expected]), component.tolerance[name])
+        pair = ([result[index] for result in results], [arrays[name] for arrays in expected])
+        outputs[name] = judged_images(*pair, component.tolerance[name])
     passed = all(entry["passed"] for entry in outputs.values())
     return {"passed": passed, "reason": component.reason, "outputs": outputs}
 
@@ -144,18 +149,12 @@ def _compare_chain(
     entries: dict[str, Any] = {}
     for name in ("lare", "logits"):
         tolerance, reason = END_TO_END[name]
-        pair = (np.stack([a[name] for a in actual]), np.stack([e[name] for e in expected]))
-        entries[name] = {**_entry(*pair, tolerance), "reason": reason}
+        pair = ([a[name] for a in actual], [e[name] for e in expected])
+        entries[name] = {**judged_images(*pair, tolerance), "reason": reason}
     tolerance, reason = END_TO_END["probability"]
     ours = [probability_of_generated(a["logits"][0]) for a in actual]
     theirs = [probability_of_generated(e["logits"][0]) for e in expected]
-    gap = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-    entries["probability"] = {
-        "max_difference": gap,
-        "tolerance": tolerance,
-        "passed": gap <= tolerance,
-        "reason": reason,
-    }
+    entries["probability"] = {**judged_gap(ours, theirs, tolerance), "reason": reason}
     entries["verdict_flips"] = sum(rule.verdict(a) != rule.verdict(b) for a, b in zip(ours, theirs, strict=True))
     entries["passed"] = all(entries[name]["passed"] for name in END_TO_END)
     return entries, actual
@@ -179,19 +178,12 @@ def _same_bits(
     return True
 
 
-def _entry(actual: NDArray[Any], reference: NDArray[Any], tolerance: float) -> dict[str, Any]:
-    """Statistics over all images, judged on the worst image's relative L2."""
-    worst = max(difference(a, b).relative_l2 for a, b in zip(actual, reference, strict=True))
-    statistics = difference(actual, reference).as_dict()
-    return {**statistics, "worst_relative_l2": worst, "tolerance": tolerance, "passed": worst <= tolerance}
-
-
 def _pixels_sha256(picture: Pixels) -> str:
     return hashlib.sha256(picture.image.tobytes() + picture.crop.tobytes()).hexdigest()
 
 
 def worst_component(report: dict[str, Any]) -> tuple[str, float]:
-    """Return the component output that comes closest to, or furthest over, its tolerance, and its relative L2."""
+    """Return the float32 output that comes closest to, or furthest over, its tolerance, and its relative L2."""
     figures = [
         (entry["worst_relative_l2"] / entry["tolerance"], name, entry["worst_relative_l2"])
         for name, component in report["components"].items()
@@ -199,3 +191,21 @@ def worst_component(report: dict[str, Any]) -> tuple[str, float]:
     ]
     _, name, value = max(figures)
     return name, value
+
+
+def what_failed(report: dict[str, Any]) -> str:
+    """Say in a few words what of a report is out of tolerance."""
+    half = report.get("half")
+    if half is not None and not half["passed"]:
+        over = {name: entry for name, entry in half["largest"].items() if not entry["magnitude"] <= LARGEST}
+        for name, entry in over.items():
+            return (
+                f"half precision overflows in {name} at {entry['layer']} ({entry['magnitude']:.3g} over "
+                f"{LARGEST:.0f}): build with --no-half"
+            )
+        value = half["end_to_end"]["lare"]["worst_relative_l2"]
+        return f"LaRE in half precision differs by {value:.1e} (relative L2): build with --no-half"
+    if not all(report["same_bits_as_batch_1"].values()):
+        return "batch sizes give different bits"
+    name, value = worst_component(report)
+    return f"{name} differs by {value:.1e} (relative L2)"

@@ -6,27 +6,41 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from lare2_ref.quiet import quieten_libraries
 from lare2_ref.sources import load_reference
 from lare2_rt.bundle import Bundle
+from lare2_rt.decode import ImageSource
 from lare2_rt.manifest import Manifest
 from lare2_rt.noise import Noise
+from lare2_rt.pictures import procedural_pictures
 from lare2_rt.preprocess import preprocess
 
 from .isolate import Report
 from .parity import measure, reference_arrays
-from .pictures import procedural_pictures
+from .photographs import photographs
 from .plan import Plan
 
 
-def measure_parity(plan: Plan, draft: Manifest, folder: Path, noise: Noise, *, report: Report) -> dict[str, Any]:
-    """Return the content of ``parity.json`` for the bundle in ``folder``, whose manifest is ``draft``."""
+def measure_parity(
+    plan: Plan, draft: Manifest, folder: Path, noise: Noise, *, report: Report
+) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Measure the bundle in ``folder``, whose manifest is ``draft``.
+
+    Returns the content of ``parity.json``, and for the self-check of engines the reference's logits and LaRE on the
+    procedural pictures: float32 [n,2+C·h·w].
+    """
     options, method = plan.options, draft.method
+    quieten_libraries()
     torch.set_num_threads(options.threads)
+    procedural = procedural_pictures()
+    sources: list[ImageSource] = [*procedural, *(options.images or photographs())]
     pictures = [
         preprocess(picture, options.policy, image_size=method.image_size, crop_size=method.crop_size)
-        for picture in (options.images or procedural_pictures())
+        for picture in sources
     ]
     report(f"  reference on {len(pictures)} images")
     reference = load_reference(
@@ -42,4 +56,5 @@ def measure_parity(plan: Plan, draft: Manifest, folder: Path, noise: Noise, *, r
     del reference
     gc.collect()
     report("  exported components and chain")
-    return measure(expected, Bundle(folder, draft, noise), pictures, rule=rule, threads=options.threads)
+    selfcheck = np.stack([np.concatenate([a["logits"][0], a["lare"][0].ravel()]) for a in expected[: len(procedural)]])
+    return measure(expected, Bundle(folder, draft, noise), pictures, rule=rule, threads=options.threads), selfcheck

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from lare2_ref.lare import PREDICTION_TYPES
 from lare2_ref.sources import ModelSources, SourceRecord
+from lare2_rt.manifest import Precision
 
 from .components import COMPONENTS, Component, Geometry
 from .keys import component_key
-from .onnx_export import PORTABLE_OPSET
+from .onnx_export import FLAVOURS
 from .options import BuildOptions
 from .staging import BuildError
 
@@ -20,17 +21,19 @@ class Plan:
 
     Attributes:
         geometry: sizes and constants; records: sources with their hashes.
-        keys: component name -> batch size -> component key.
+        precisions: what is exported.
+        keys: component name -> (precision, batch size) -> component key.
     """
 
     sources: ModelSources
     options: BuildOptions
     geometry: Geometry
     records: tuple[SourceRecord, ...]
-    keys: dict[str, dict[int, str]]
+    precisions: tuple[Precision, ...]
+    keys: dict[str, dict[tuple[Precision, int], str]]
 
     def joint_key(self, component: str) -> str:
-        """Return one key for all batch sizes of a component."""
+        """Return one key for all graphs of a component."""
         return " ".join(self.keys[component].values())
 
 
@@ -42,13 +45,21 @@ def make_plan(sources: ModelSources, options: BuildOptions) -> Plan:
     records = sources.records()
     hashes: dict[str, str] = {record.role: record.sha256 for record in records}
 
-    def keys(component: Component) -> dict[int, str]:
+    # Models that only show that the chain works are exported for CPUs, trained weights for GPUs too.
+    trained = not sources.synthetic and sources.calibration != "untrained"
+    half = trained if options.half is None else options.half
+    precisions: tuple[Precision, ...] = ("fp32", "fp16") if half else ("fp32",)
+
+    def keys(component: Component) -> dict[tuple[Precision, int], str]:
         return {
-            batch: component_key(component, geometry, hashes, batch=batch, precision="fp32", opset=PORTABLE_OPSET)
+            (precision, batch): component_key(
+                component, geometry, hashes, batch=batch, precision=precision, opset=FLAVOURS[precision].opset
+            )
+            for precision in precisions
             for batch in options.batches
         }
 
-    return Plan(sources, options, geometry, records, {component.name: keys(component) for component in COMPONENTS})
+    return Plan(sources, options, geometry, records, precisions, {c.name: keys(c) for c in COMPONENTS})
 
 
 def plan_geometry(sources: ModelSources, options: BuildOptions) -> Geometry:

@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from lare2_ref.tokens import split_heads
+from lare2_rt.manifest import Profile
 
 # From this many elements a group's sums are taken row by row. Engines add in float32 and in sequence: over a quarter of
 # a million equal pixels (a white background) every addition rounds the same way, and the variance is off by up to 1e-4.
@@ -93,15 +94,18 @@ class SelfAttentionProcessor:
 
 
 @torch.no_grad()
-def prepare(module: nn.Module) -> None:
-    """Rewrite every Linear, GroupNorm and self-attention below ``module`` in place; the function stays the same."""
+def prepare(module: nn.Module, *, profile: Profile = "portable") -> None:
+    """Rewrite every Linear, GroupNorm and self-attention below ``module`` in place; the function stays the same.
+
+    Profile ``native`` leaves GroupNorms as they are: GPU engines have a kernel for the ONNX operator.
+    """
     for parent in list(module.modules()):
         if isinstance(parent, Attention):
             parent.set_processor(SelfAttentionProcessor())
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, MatMulLinear(child))
-            elif type(child) is nn.GroupNorm and child.affine:
+            elif profile == "portable" and type(child) is nn.GroupNorm and child.affine:
                 # diffusers' VAE attention normalises [B,C,N]; everything else normalises pictures.
                 axes = 1 if name == "group_norm" else 2
                 setattr(parent, name, ChannelGroupNorm(child, axes))

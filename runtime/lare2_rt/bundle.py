@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from .atomic import reason
 from .errors import BundleError
@@ -20,6 +21,7 @@ from .manifest import (
     MANIFEST,
     MAX_BYTES,
     NOISE,
+    SELFCHECK,
     ComponentName,
     Manifest,
     Precision,
@@ -40,11 +42,14 @@ class Bundle:
 
     Attributes:
         path: the folder; manifest: its parsed manifest; noise: float32 draws of shape [1,C,h,w] and [E,C,h,w].
+        selfcheck: float32 [n,2+C·h·w], the reference's logits and LaRE on the n procedural pictures; None in bundles
+            without.
     """
 
     path: Path
     manifest: Manifest
     noise: Noise
+    selfcheck: NDArray[np.float32] | None = None
 
     @property
     def label(self) -> str:
@@ -93,7 +98,7 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = False, progress:
     for graph, files in sorted({(v.graph, v.files) for variants in manifest.components.values() for v in variants}):
         audit_onnx(folder / graph, files=files)
     _check_chain(folder, manifest)
-    return Bundle(folder, manifest, _read_noise(folder, manifest))
+    return Bundle(folder, manifest, _read_noise(folder, manifest), _read_selfcheck(folder, manifest))
 
 
 def _read_manifest(folder: Path) -> bytes:
@@ -224,23 +229,34 @@ def _interface(component: ComponentName, batch: int, manifest: Manifest) -> tupl
 
 
 def _read_noise(folder: Path, manifest: Manifest) -> Noise:
-    """Read ``noise.npy`` by its header alone: ``np.load`` would also open archives and allocate what a header asks."""
     method = manifest.method
-    expected = (1 + method.ensemble, *method.latent_shape)
+    return Noise.unpack(_read_array(folder, NOISE, (1 + method.ensemble, *method.latent_shape)))
+
+
+def _read_selfcheck(folder: Path, manifest: Manifest) -> NDArray[np.float32] | None:
+    if SELFCHECK not in manifest.files:
+        return None
+    return _read_array(folder, SELFCHECK, (None, 2 + math.prod(manifest.method.latent_shape)))
+
+
+def _read_array(folder: Path, name: str, expected: tuple[int | None, ...]) -> NDArray[np.float32]:
+    """Read a .npy file by its header alone: ``np.load`` would also open archives and allocate what a header asks."""
     again = "get or build the bundle again"
     try:
-        content = io.BytesIO((folder / NOISE).read_bytes())
+        content = io.BytesIO((folder / name).read_bytes())
         version = npy.read_magic(content)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran_order, dtype = read_header(content)
     except OSError as error:
-        raise BundleError(f"{folder / NOISE} cannot be read: {reason(error)}; check its access rights") from error
+        raise BundleError(f"{folder / name} cannot be read: {reason(error)}; check its access rights") from error
     except Exception as error:  # the header is a Python literal, whose parser can fail in many ways
-        raise BundleError(f"{folder}: {NOISE} is not a plain NumPy array; {again}") from error
+        raise BundleError(f"{folder}: {name} is not a plain NumPy array; {again}") from error
     body = content.read()
-    if dtype != np.float32 or shape != expected or fortran_order or len(body) != math.prod(expected) * dtype.itemsize:
-        raise BundleError(f"{folder}: {NOISE} is not a float32 array of shape {list(expected)}; {again}")
-    packed = np.frombuffer(body, np.float32).reshape(expected).copy()
+    fits = len(shape) == len(expected) and all(w in (None, g) for w, g in zip(expected, shape, strict=True))
+    if dtype != np.float32 or not fits or fortran_order or len(body) != math.prod(shape) * dtype.itemsize or not body:
+        wanted = ", ".join("n" if size is None else str(size) for size in expected)
+        raise BundleError(f"{folder}: {name} is not a float32 array of shape [{wanted}]; {again}")
+    packed = np.frombuffer(body, np.float32).reshape(shape).copy()
     if not np.isfinite(packed).all():
-        raise BundleError(f"{folder}: {NOISE} holds NaN or infinity; {again}")
-    return Noise.unpack(packed)
+        raise BundleError(f"{folder}: {name} holds NaN or infinity; {again}")
+    return packed

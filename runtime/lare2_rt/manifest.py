@@ -5,9 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from .detection import Calibration, DecisionRule
 from .errors import BundleError
@@ -16,6 +26,8 @@ from .policy import VERSION, AlphaPolicy, ExifPolicy, IccPolicy, PaddingPolicy, 
 SCHEMA_VERSION = 1
 MAX_BYTES = 1_000_000
 MANIFEST, NOISE, PARITY, NOTICE = "manifest.json", "noise.npy", "parity.json", "NOTICE.txt"
+# What the reference gave on known pictures, for engines to be held against; optional, as notices are.
+SELFCHECK = "selfcheck.npy"
 
 Precision = Literal["fp32", "fp16"]
 Profile = Literal["portable", "native"]
@@ -93,19 +105,37 @@ class PreprocessingModel(_Frozen):
     resample: Resample
 
 
+class Scaling(_Frozen):
+    """Platt scaling: the probability of ``generated`` is sigmoid((generated − real) / temperature + bias)."""
+
+    temperature: Annotated[float, Field(gt=0, le=1e6)]
+    bias: Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class Decision(_Frozen):
-    """Thresholds on the probability of ``generated`` and where they come from."""
+    """Thresholds on the probability of ``generated``, how that is scaled, and where both come from."""
 
     calibration: Calibration
     real_below: Probability | None = None
     generated_from: Probability | None = None
     data: str | None = None
+    scaling: Scaling | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_scaling(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Bundles from before there was scaling keep their bytes and their id."""
+        content: dict[str, Any] = plain(self)
+        if self.scaling is None:
+            del content["scaling"]
+        return content
 
     @model_validator(mode="after")
     def _consistent(self) -> Decision:
         given = [threshold is not None for threshold in (self.real_below, self.generated_from)]
         if given != [self.calibration == "calibrated"] * 2:
             raise ValueError("a calibrated decision needs both thresholds, any other has none")
+        if self.scaling is not None and self.calibration != "calibrated":
+            raise ValueError("only a calibrated decision may scale the probability")
         if self.real_below is not None and self.generated_from is not None and self.real_below > self.generated_from:
             raise ValueError("real_below must not exceed generated_from")
         return self
@@ -166,7 +196,7 @@ class Manifest(_Frozen):
         if not set.intersection(*({v.batch for v in variants} for variants in self.components.values())):
             raise ValueError("the components have no batch size in common")
         used = {name for variants in self.components.values() for v in variants for name in (v.graph, *v.files)}
-        needed, listed = used | {NOISE, PARITY}, set(self.files) - {NOTICE}
+        needed, listed = used | {NOISE, PARITY}, set(self.files) - {NOTICE, SELFCHECK}
         if needed != listed:
             missing, idle = ", ".join(sorted(needed - listed)), ", ".join(sorted(listed - needed))
             raise ValueError(f"files does not list {missing}" if missing else f"files lists {idle}, which nothing uses")
@@ -180,7 +210,10 @@ class Manifest(_Frozen):
     @property
     def rule(self) -> DecisionRule:
         """The decision rule as the runtime's own type."""
-        return DecisionRule(self.decision.calibration, self.decision.real_below, self.decision.generated_from)
+        decision = self.decision
+        rule = DecisionRule(decision.calibration, decision.real_below, decision.generated_from)
+        scaling = decision.scaling
+        return rule if scaling is None else replace(rule, temperature=scaling.temperature, bias=scaling.bias)
 
     def variant(
         self, component: ComponentName, *, batch: int, precision: Precision, profile: Profile
@@ -194,10 +227,11 @@ class Manifest(_Frozen):
     def compute_id(self) -> str:
         """sha256 over what decides a verdict: graphs, weights and noise, method, preprocessing, decision.
 
-        ``parity.json`` is left out because it holds measurements of the detector, which differ between machines, and
-        ``NOTICE.txt`` because it is for people.
+        ``parity.json`` and ``selfcheck.npy`` are left out because they hold measurements of the detector, which differ
+        between machines, and ``NOTICE.txt`` because it is for people.
         """
-        files = {name: entry.sha256 for name, entry in self.files.items() if name not in (PARITY, NOTICE)}
+        beside = (PARITY, SELFCHECK, NOTICE)
+        files = {name: entry.sha256 for name, entry in self.files.items() if name not in beside}
         parts = {"method": self.method, "preprocessing": self.preprocessing, "decision": self.decision}
         return _digest({"files": files, **{name: part.model_dump(mode="json") for name, part in parts.items()}})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,25 @@ from torch import Tensor, nn
 from lare2_ref.egre import EgreConfig
 from lare2_ref.sources import ModelSources
 
-Precision = Literal["fp32", "fp16"]
+
+class ComponentGraph(nn.Module):
+    """A component as it is exported. Inputs and outputs are uint8 or float32 in every precision.
+
+    ``networks`` names the submodules whose weights and arithmetic may become half precision; what a component computes
+    around them (pixels, sampling, the error) stays float32.
+    """
+
+    networks: ClassVar[tuple[str, ...]]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the networks' weights."""
+        return next(self.get_submodule(self.networks[0]).parameters()).dtype
+
+    def to_half(self) -> None:
+        """Make the networks half precision, in place."""
+        for name in self.networks:
+            self.get_submodule(name).half()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +68,18 @@ class Component:
         example_inputs: random inputs of a batch size, in the order of ``input_names``.
         probes: extra outputs after ``output_names`` that parity looks at and the shipped graph does not have.
         tolerance: allowed relative L2 of each output and probe in float32, and ``reason`` for it.
+        half_tolerance: the same in half precision.
     """
 
     name: str
     roles: tuple[str, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
-    build: Callable[[ModelSources, Geometry], nn.Module]
+    build: Callable[[ModelSources, Geometry], ComponentGraph]
     example_inputs: Callable[[Geometry, int], tuple[Tensor, ...]]
     tolerance: dict[str, float]
     reason: str
+    half_tolerance: dict[str, float]
     probes: tuple[str, ...] = ()
 
 

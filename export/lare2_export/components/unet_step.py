@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from lare2_ref.sources import ModelSources
 
 from ..fold import fold_unet
-from .spec import Component, Geometry, random_floats
+from .spec import Component, ComponentGraph, Geometry, random_floats
 
 
-class UnetStep(nn.Module):
+class UnetStep(ComponentGraph):
     """A folded UNet between the noise mixing and the error."""
+
+    networks = ("unet",)
 
     def __init__(self, unet: UNet2DConditionModel, *, alpha_bar: float, prediction_type: str) -> None:
         super().__init__()
@@ -27,7 +29,7 @@ class UnetStep(nn.Module):
         """Latent [B,4,h,w] and noise [E,4,h,w] -> lare [B,4,h,w] and noise prediction [B·E,4,h,w], image-major."""
         clean, draws = latent[:, None], noise[None]  # [B,1,4,h,w], [1,E,4,h,w]
         noisy = (self.signal * clean + self.noise_level * draws).flatten(0, 1)  # [B·E,4,h,w]
-        prediction = self.unet(noisy, 0, encoder_hidden_states=None, return_dict=False)[0].float()
+        prediction = self.unet(noisy.to(self.dtype), 0, encoder_hidden_states=None, return_dict=False)[0].float()
         error = prediction.unflatten(0, (latent.shape[0], noise.shape[0])) - self.target(clean, draws)
         return error.square().mean(dim=1), prediction
 
@@ -36,7 +38,7 @@ class UnetStep(nn.Module):
         return self.signal * draws - self.noise_level * clean if self.predicts_velocity else draws
 
 
-def build(sources: ModelSources, geometry: Geometry) -> nn.Module:
+def build(sources: ModelSources, geometry: Geometry) -> ComponentGraph:
     """Return the module with timestep and prompt folded."""
     prompt_embeds = sources.prompt_embeds(geometry.prompt)
     unet = sources.unet()
@@ -57,6 +59,7 @@ UNET_STEP = Component(
     build=build,
     example_inputs=example_inputs,
     tolerance={"lare": 3e-5, "noise_prediction": 1e-5},
-    reason="float32 rounding through about 60 blocks (onnxruntime measured 3e-6); squaring the error doubles it",
+    reason="float32 rounding through every block (onnxruntime measured 3e-6 at SD 1.5's size); squaring doubles it",
+    half_tolerance={"lare": 1e-2, "noise_prediction": 1e-2},
     probes=("noise_prediction",),
 )
