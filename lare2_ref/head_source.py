@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from lare2_rt.integrity import HashCache
 
-from .checkpoints import SourceError, folder_sha256, load_strictly, read_config, read_safetensors, read_state
+from .checkpoints import Shape, Sizes, SourceError, build_strictly, folder_sha256, read_config, read_safetensors
 from .egre import Egre, EgreConfig, HeadName, official_key
+from .weight_file import WeightFile
 
 # In the official state dict beside the head: the CLIP (taken by clip_source) and two layers that are never used.
 _NOT_HEAD = ("clip_model.", "conv_align.")
@@ -76,13 +78,12 @@ class HeadCheckpoint:
 
     def config(self) -> EgreConfig:
         """See ``HeadSource``."""
-        return infer_config(read_state(self.path), self.path)
+        return infer_config(WeightFile(self.path).shapes(), self.path)
 
     def head(self) -> Egre:
         """See ``HeadSource``."""
-        state = read_state(self.path)
-        kept = {k: v for k, v in state.items() if not k.startswith(_NOT_HEAD) and _NEVER_USED not in k}
-        return _head(infer_config(state, self.path), kept, self.path)
+        state = WeightFile(self.path).read(lambda key: not key.startswith(_NOT_HEAD) and _NEVER_USED not in key)
+        return _head(self.config(), state, self.path)
 
     def sha256(self, cache: HashCache) -> str:
         """See ``HeadSource``."""
@@ -90,7 +91,7 @@ class HeadCheckpoint:
 
     def has_clip(self) -> bool:
         """Whether the file holds the CLIP that its head was trained with, as official checkpoints do."""
-        return any(key.startswith("clip_model.visual.") for key in read_state(self.path))
+        return any(key.startswith("clip_model.visual.") for key in WeightFile(self.path).shapes())
 
 
 def find_head(location: str) -> HeadFolder | HeadCheckpoint:
@@ -103,25 +104,31 @@ def find_head(location: str) -> HeadFolder | HeadCheckpoint:
     raise SourceError(f"{location} is neither a folder nor a file; check --head")
 
 
-def infer_config(state: Mapping[str, Tensor], path: Path) -> EgreConfig:
+def infer_config(shapes: Mapping[str, Shape], path: Path) -> EgreConfig:
     """Read head and sizes off official key names and shapes; raises SourceError when it is neither V6 nor V7."""
-    head: HeadName = "v7" if "attn_pool.attention1.fc_q.weight" in state else "v6"
-    attention = "attn_pool.attention1" if head == "v7" else "attn_pool.attention"
-    try:
-        tokens, channels = state["attn_pool.positional_embedding"].shape
-        inner = state[f"{attention}.fc_q.weight"].shape[0]
-        gate, lare_channels = state["channel_align.fc.0.weight"].shape
-        features = state["fc.weight"].shape[1]
-        # V7 stores its head count only in the unused mapping; the official code has 8 in both.
-        heads = state["conv.weight"].shape[0] if head == "v6" else 8
-    except KeyError as error:
-        raise SourceError(f"{path} lacks {error}; it is not an EGRE head V6 or V7") from None
+    sizes = Sizes(shapes, path, "an EGRE head V6 or V7")
+    head: HeadName = "v7" if "attn_pool.attention1.fc_q.weight" in shapes else "v6"
+    position, classifier = "attn_pool.positional_embedding", "fc.weight"
+    query = "attn_pool.attention1.fc_q.weight" if head == "v7" else "attn_pool.attention.fc_q.weight"
+    tokens, channels = sizes.of(position, 2)
+    inner, _ = sizes.of(query, 2)
+    gate, lare_channels = sizes.of("channel_align.fc.0.weight", 2)
+    _, features = sizes.of(classifier, 2)
+    # V7 stores its head count only in the unused mapping; the official code has 8 in both.
+    heads = sizes.of("conv.weight", 4)[0] if head == "v6" else 8
+    grid, guided = round((tokens - 1) ** 0.5), channels * (2 if head == "v6" else 3)
+    if grid < 1 or tokens != 1 + grid**2:
+        raise sizes.wrong(position, "one row for the mean and a square of others are needed")
+    if features <= guided:
+        raise sizes.wrong(classifier, f"more than {guided} columns are needed beside the {channels} channels")
+    if inner % heads:
+        raise sizes.wrong(query, f"a multiple of {heads} rows is needed, one part for each head")
     return EgreConfig(
         head=head,
         channels=channels,
-        embedding=features - channels * (2 if head == "v6" else 3),
+        embedding=features - guided,
         lare_channels=lare_channels,
-        grid=round((tokens - 1) ** 0.5),
+        grid=grid,
         heads=heads,
         head_width=inner // heads,
         gate_width=gate,
@@ -129,7 +136,4 @@ def infer_config(state: Mapping[str, Tensor], path: Path) -> EgreConfig:
 
 
 def _head(config: EgreConfig, official: dict[str, Tensor], path: Path) -> Egre:
-    head = Egre(config)
-    ours = {official_key(config.head, key): key for key in head.state_dict()}
-    load_strictly(head, {ours.get(key, key): value for key, value in official.items()}, path, shown_as=ours)
-    return head.eval()
+    return build_strictly(lambda: Egre(config), official, path, file_name=partial(official_key, config.head))

@@ -1,11 +1,11 @@
-"""Where a Stable Diffusion comes from: a folder in diffusers layout, local or downloaded."""
+"""Where a Stable Diffusion comes from: a folder in diffusers layout, local or downloaded, or a single file."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -14,11 +14,21 @@ from torch import Tensor
 from lare2_rt.errors import first_line
 from lare2_rt.integrity import HashCache
 
-from .checkpoints import SourceError, folder_sha256, read_json, weights_variant
+from .checkpoints import SourceError, folder_sha256, read_json
 from .lare import encode_prompt
+from .sd_single_file import PredictionType, SdSingleFile, open_single_file
+from .weight_file import WeightFile
 
 _PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+_NETWORKS = ("unet", "vae", "text_encoder")
 _HUB_PATTERNS = tuple(f"{part}/{pattern}" for part in _PARTS for pattern in ("*.json", "*.txt", "*.safetensors"))
+_LICENCE = "as stated by the source; Stable Diffusion 1.x: CreativeML OpenRAIL-M, 2.x: CreativeML Open RAIL++-M"
+_Library = Literal["diffusers", "transformers"]
+# What the libraries call their weights: safetensors and pickles.
+_STEMS: dict[_Library, tuple[str, str]] = {
+    "diffusers": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "transformers": ("model", "pytorch_model"),
+}
 
 
 class SdSource(Protocol):
@@ -63,12 +73,13 @@ class SdSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SdFolder:
-    """A folder as diffusers writes it; safetensors only."""
+    """A folder as diffusers writes it: whole or sharded, in any precision; pickles only where they are allowed."""
 
     folder: Path
     name: str
     licence: str
     revision: str | None = None
+    allow_pickle: bool = False
 
     def scheduler(self) -> DDPMScheduler:
         """See ``SdSource``; DDPM, whatever sampler the folder names, because only the schedule matters."""
@@ -88,27 +99,27 @@ class SdFolder:
 
     def vae(self) -> AutoencoderKL:
         """See ``SdSource``."""
-        return _pretrained(AutoencoderKL, self._part("vae"))
+        return self._network(AutoencoderKL, "vae")
 
     def unet(self) -> UNet2DConditionModel:
         """See ``SdSource``."""
-        return _pretrained(UNet2DConditionModel, self._part("unet"))
+        return self._network(UNet2DConditionModel, "unet")
 
     def prompt_embeds(self, prompt: str) -> Tensor:
         """See ``SdSource``."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
         folder = self._part("text_encoder")
-        variant = weights_variant(folder, "model")
+        weights = _weights(folder, "transformers", allow_pickle=self.allow_pickle)
         try:
             tokenizer = CLIPTokenizer.from_pretrained(self._part("tokenizer"))
             encoder, info = CLIPTextModel.from_pretrained(
-                folder, dtype=torch.float32, variant=variant, use_safetensors=True, output_loading_info=True
+                folder, dtype=torch.float32, weights_only=True, output_loading_info=True, **weights
             )
         except Exception as error:  # safetensors and transformers each have their own
             raise SourceError(f"{folder} cannot be loaded ({first_line(error)}); download it again") from error
         _refuse_misfits(folder, info)
-        return encode_prompt(tokenizer, encoder.eval(), prompt)
+        return encode_prompt(tokenizer, _owned(encoder), prompt)
 
     def hashes(self, cache: HashCache) -> dict[str, str]:
         """See ``SdSource``."""
@@ -117,6 +128,17 @@ class SdFolder:
         parts = (folder_sha256(self._part(part), cache) for part in ("text_encoder", "tokenizer"))
         return {**hashes, "text_encoder": hashlib.sha256(" ".join(parts).encode()).hexdigest()}
 
+    def _network(self, kind: Any, part: str) -> Any:  # noqa: ANN401 - diffusers' loaders are untyped
+        """Load a network in float32, whichever precision the file has; strictly."""
+        folder = self._part(part)
+        weights = _weights(folder, "diffusers", allow_pickle=self.allow_pickle)
+        try:
+            network, info = kind.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True, **weights)
+        except Exception as error:  # safetensors and diffusers each have their own
+            raise SourceError(f"{folder} cannot be loaded ({first_line(error)}); download it again") from error
+        _refuse_misfits(folder, info)
+        return _owned(network)
+
     def _part(self, name: str) -> Path:
         folder = self.folder / name
         if not folder.is_dir():
@@ -124,41 +146,127 @@ class SdFolder:
         return folder
 
 
-def find_stable_diffusion(location: str, *, revision: str | None = None, offline: bool = False) -> SdFolder:
-    """Return a local folder, or download a hub repository (safetensors, configurations and tokenizer only).
+def find_stable_diffusion(
+    location: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    prediction_type: PredictionType | None = None,
+) -> SdFolder | SdSingleFile:
+    """Return the source behind a folder, a single file or a hub repository, of which only what is needed is downloaded.
+
+    ``allow_pickle`` lets weights in ``.bin`` and ``.ckpt`` files be read, as plain tensors (``weights_only=True``).
+    ``prediction_type`` is for a single file, which does not say it.
 
     Raises:
-        SourceError: neither a folder nor a repository that can be had.
+        SourceError: none of the three, or a single file that is no complete Stable Diffusion 1.x or 2.x.
     """
-    licence = "as stated by the source; Stable Diffusion 1.x and 2.x: CreativeML OpenRAIL-M"
-    folder = Path(location)
-    if folder.is_dir():
-        return SdFolder(folder, folder.name, licence)
+    path = Path(location)
+    if path.is_file():
+        if path.suffix != ".safetensors" and not allow_pickle:
+            raise SourceError(
+                f"{location} is a pickle, which can hold code; give the same model as .safetensors, or --allow-pickle "
+                "to read this one as plain tensors"
+            )
+        return open_single_file(path, _LICENCE, prediction_type=prediction_type)
+    if prediction_type is not None:
+        raise SourceError("--prediction-type is for a single file; a folder's scheduler says it, so leave it out")
+    if path.is_dir():
+        return SdFolder(path, path.name, _LICENCE, allow_pickle=allow_pickle)
+    folder = _download(location, revision=revision, offline=offline, allow_pickle=allow_pickle)
+    return SdFolder(folder, location, _LICENCE, revision, allow_pickle)
+
+
+def _download(location: str, *, revision: str | None, offline: bool, allow_pickle: bool) -> Path:
+    """Return the folder of a hub repository; pickles are fetched when allowed, for parts without safetensors."""
     if location.startswith("runwayml/"):
         raise SourceError(f"{location} was withdrawn; use stable-diffusion-v1-5/stable-diffusion-v1-5")
     from huggingface_hub import snapshot_download
 
-    patterns = list(_HUB_PATTERNS)
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(location, revision=revision, allow_patterns=patterns, local_files_only=offline))
+
     try:
-        path = snapshot_download(location, revision=revision, allow_patterns=patterns, local_files_only=offline)
+        folder = fetch(list(_HUB_PATTERNS))
+        bare = [part for part in _NETWORKS if not any((folder / part).glob("*.safetensors"))]
+        if allow_pickle and bare:
+            folder = fetch([*_HUB_PATTERNS, *(f"{part}/*.bin" for part in bare)])
     except Exception as error:  # the hub client has many error types, all meaning the same here
+        why = first_line(error)
         raise SourceError(
-            f"{location} is neither a folder nor a model that can be downloaded ({first_line(error)}); check the "
-            "name, or download it elsewhere and give the folder"
+            f"{location} is neither a folder nor a file nor a model that can be downloaded ({why}); check the name, "
+            "or download it elsewhere and give the folder"
         ) from error
-    return SdFolder(Path(path), location, licence, revision)
+    return folder
 
 
-def _pretrained(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - diffusers' loaders are untyped
-    """Load a diffusers network in float32 from its folder, whichever precision the file has; strictly."""
-    variant = weights_variant(folder, "diffusion_pytorch_model")
-    try:
-        network, info = kind.from_pretrained(
-            folder, torch_dtype=torch.float32, variant=variant, use_safetensors=True, output_loading_info=True
+def _weights(folder: Path, library: _Library, *, allow_pickle: bool) -> dict[str, Any]:
+    """Return ``from_pretrained``'s arguments for the weights that a folder has: safetensors before pickles.
+
+    Raises:
+        SourceError: no weights, or only pickles and those are not allowed or hold more than tensors.
+    """
+    safe, pickled = _STEMS[library]
+
+    def has(*patterns: str) -> bool:
+        return any(next(folder.glob(pattern), None) for pattern in patterns)
+
+    if has(f"{safe}.safetensors", f"{safe}.safetensors.index.json"):
+        _check_shards(folder, f"{safe}.safetensors", f"{safe}.safetensors.index.json")
+        return {"use_safetensors": True}
+    if has(f"{safe}.fp16*.safetensors"):
+        _check_shards(folder, f"{safe}.fp16.safetensors", f"{safe}.safetensors.index.fp16.json")
+        return {"use_safetensors": True, "variant": "fp16"}
+    variant = {} if has(f"{pickled}.bin", f"{pickled}.bin.index.json") else {"variant": "fp16"}
+    files = sorted(folder.glob(f"{pickled}.fp16*.bin" if variant else f"{pickled}*.bin"))
+    if not files:
+        raise SourceError(
+            f"{folder} has no weights (no {safe}.safetensors); download it again, and if its source has only .bin "
+            "files, with --allow-pickle"
         )
-    except Exception as error:  # safetensors and diffusers each have their own
-        raise SourceError(f"{folder} cannot be loaded ({first_line(error)}); download it again") from error
-    _refuse_misfits(folder, info)
+    if not allow_pickle:
+        raise SourceError(
+            f"{folder} has its weights only in pickles ({files[0].name}), which can hold code; download them as "
+            "safetensors, or give --allow-pickle to read them as plain tensors"
+        )
+    for file in files:
+        WeightFile(file).index()  # refuses code with our sentence; the libraries too read pickles with weights_only
+    _check_shards(folder, f"{pickled}.bin", f"{pickled}.bin.index.json")
+    return {"use_safetensors": False, **variant}
+
+
+def _check_shards(folder: Path, whole: str, index: str) -> None:
+    """Hold an index against its files: diffusers believes it, and leaves out what a shard does not have.
+
+    Raises:
+        SourceError: a shard or a tensor in it is missing, or it has one that the index does not know.
+    """
+    if (folder / whole).exists() or not (folder / index).exists():
+        return
+    weight_map = read_json(folder / index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise SourceError(f"{folder / index} has no weight_map; download it again")
+    listed: dict[str, set[str]] = {}
+    for key, name in weight_map.items():
+        listed.setdefault(str(name), set()).add(key)
+    for name, keys in sorted(listed.items()):
+        if Path(name).name != name:
+            raise SourceError(f"{folder / index} names {name!r}, which is no file of its folder; download it again")
+        found = set(WeightFile(folder / name).shapes())
+        for key in sorted(keys ^ found):
+            misses = "lacks" if key in keys else "has unknown"
+            raise SourceError(f"{folder / name} {misses} {key}, as its index has it; download the folder again")
+
+
+def _owned(network: Any) -> Any:  # noqa: ANN401 - the libraries' classes
+    """Move weights out of a mapped file, tensor by tensor.
+
+    There they lie at any address, and kernels round differently (5e-7 of LaRE) where a tensor is not aligned: the same
+    weights would give other bits from another form of file.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
     return network.eval()
 
 

@@ -32,6 +32,7 @@ from .egre import Egre, EgreConfig
 from .head_source import HeadCheckpoint, HeadFolder, HeadSource
 from .lare import LareExtractor
 from .reference import Identity, Lare2Reference
+from .sd_single_file import SdSingleFile
 from .sd_source import SdFolder, SdSource
 
 CARD = "lare2.json"
@@ -120,8 +121,11 @@ class ModelSources:
         return (*records, clip, head)
 
 
-def open_model_folder(folder: Path) -> ModelSources:
-    """Return the sources of a model folder; raises SourceError when it is none."""
+def open_model_folder(folder: Path, *, allow_pickle: bool = False) -> ModelSources:
+    """Return the sources of a model folder; raises SourceError when it is none.
+
+    ``allow_pickle`` lets its Stable Diffusion have weights in ``.bin`` files, as in ``find_stable_diffusion``.
+    """
     card = read_json(folder / CARD)
     try:
         name, licence = str(card["name"]), str(card["licence"])
@@ -130,7 +134,7 @@ def open_model_folder(folder: Path) -> ModelSources:
         if card["calibration"] not in ("untrained", "uncalibrated"):
             raise SourceError(f"{folder / CARD}: calibration must be 'untrained' or 'uncalibrated'")
         return ModelSources(
-            sd=SdFolder(folder, name, licence),
+            sd=SdFolder(folder, name, licence, allow_pickle=allow_pickle),
             clip=ClipFolder(folder / "clip", name, licence),
             head=HeadFolder(folder / "egre", name, licence),
             name=name,
@@ -153,6 +157,8 @@ def combine(
         SourceError: a source is missing and there is no base.
     """
     notes = base.notes if base is not None else ()
+    if isinstance(sd, SdSingleFile):
+        notes = (*notes, sd.note())
     if isinstance(head, HeadCheckpoint):
         notes = (*notes, OFFICIAL_NOTE)
         if clip is None and head.has_clip():
