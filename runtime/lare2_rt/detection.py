@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,12 +27,16 @@ class DecisionRule:
         real_below: probability of ``generated`` under which the verdict is ``real``.
         generated_from: probability from which the verdict is ``generated``.
         explicit: True when the thresholds were given by the caller and not by the bundle.
+        temperature, bias: Platt scaling of the logits, measured by ``lare2-rt calibrate``: the probability is
+            sigmoid((generated − real) / temperature + bias). Without calibration 1 and 0, which is the plain softmax.
     """
 
     calibration: Calibration
     real_below: float | None = None
     generated_from: float | None = None
     explicit: bool = False
+    temperature: float = 1.0
+    bias: float = 0.0
 
     def with_threshold(self, threshold: float | None) -> DecisionRule:
         """Return the rule with the caller's single threshold in [0, 1]; None keeps the bundle's. Raises UsageError."""
@@ -40,15 +44,29 @@ class DecisionRule:
             return self
         if not 0 <= threshold <= 1:
             raise UsageError(f"the threshold must lie between 0 and 1, not {threshold}")
-        return DecisionRule(self.calibration, threshold, threshold, explicit=True)
+        return replace(self, real_below=threshold, generated_from=threshold, explicit=True)
+
+    @property
+    def decides(self) -> bool:
+        """Whether a verdict other than ``unsure`` is possible."""
+        return self.calibration != "untrained" and self.real_below is not None and self.generated_from is not None
+
+    def probability(self, logits: Sequence[float] | NDArray[np.float32]) -> float:
+        """Probability (0..1) of being generated from the two raw logits, index 1 = generated."""
+        return probability_of_generated(logits, temperature=self.temperature, bias=self.bias)
 
     def verdict(self, probability: float) -> Verdict:
         """Return the verdict for the probability (0..1) that the image is generated."""
+        generated, real = self.verdicts(np.array([probability]))
+        return "generated" if generated[0] else "real" if real[0] else "unsure"
+
+    def verdicts(self, probabilities: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which of the probabilities [N] mean ``generated`` and which ``real``; the others mean ``unsure``."""
         if self.calibration == "untrained" or self.real_below is None or self.generated_from is None:
-            return "unsure"
-        if probability >= self.generated_from:
-            return "generated"
-        return "real" if probability < self.real_below else "unsure"
+            nothing = np.zeros(probabilities.shape, np.bool_)
+            return nothing, nothing
+        generated = probabilities >= self.generated_from
+        return generated, ~generated & (probabilities < self.real_below)
 
     @property
     def note(self) -> str | None:
@@ -60,8 +78,8 @@ class DecisionRule:
             )
         if self.generated_from is None:
             return (
-                "this bundle is uncalibrated: its verdict is 'unsure'; give a threshold that you measured on your own "
-                "images with --threshold"
+                "this bundle is uncalibrated: its verdict is 'unsure'; measure thresholds on labelled images of your "
+                "own with 'lare2-rt calibrate', or give one with --threshold"
             )
         return None
 
@@ -96,8 +114,8 @@ class Detection:
     Attributes:
         source: path or name of the input.
         verdict: ``generated``, ``real`` or ``unsure``.
-        probability: of being generated, 0..1 (softmax of the logits; not calibrated unless ``rule`` says so).
-        logits: (real, generated).
+        probability: of being generated, 0..1: softmax of the logits, scaled by ``rule`` where that is calibrated.
+        logits: (real, generated), raw.
         lare: float32 [4,h,w], the latent reconstruction error (squared noise error averaged over the ensemble, >= 0).
         attention: float32 [heads,tokens], ESR's weights of the patch tokens, row-major over the CLIP feature grid.
         provenance: bundle and engine.
@@ -144,6 +162,8 @@ class Detection:
                 "generated_from": rule.generated_from,
                 "explicit": rule.explicit,
                 "note": rule.note,
+                "temperature": rule.temperature,
+                "bias": rule.bias,
             },
             "bundle": {
                 "name": provenance.bundle_name,
@@ -163,10 +183,12 @@ class Detection:
         }
 
 
-def probability_of_generated(logits: NDArray[np.float32]) -> float:
-    """Softmax of two logits [2]; index 1 is ``generated``. Computed in float64."""
+def probability_of_generated(
+    logits: Sequence[float] | NDArray[np.float32], *, temperature: float = 1.0, bias: float = 0.0
+) -> float:
+    """Probability (0..1) from two logits, index 1 = ``generated``, in float64; without scaling it is their softmax."""
     real, generated = (float(value) for value in logits)
-    gap = generated - real
+    gap = (generated - real) / temperature + bias
     # Both branches keep exp's argument <= 0, so a confident logit cannot overflow.
     return 1 / (1 + math.exp(-gap)) if gap >= 0 else math.exp(gap) / (1 + math.exp(gap))
 
@@ -187,7 +209,7 @@ def scored(
     timings: Mapping[str, float],
 ) -> Detection:
     """Return the record of one scored image; ``logits`` [2], ``lare`` [4,h,w], ``attention`` [heads,tokens]."""
-    probability = probability_of_generated(logits)
+    probability = rule.probability(logits)
     return Detection(
         source,
         provenance,

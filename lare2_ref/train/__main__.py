@@ -1,0 +1,6 @@
+"""``python -m lare2_ref.train``; with several GPUs ``accelerate launch -m lare2_ref.train``."""
+
+from lare2_ref.train.cli import main
+
+if __name__ == "__main__":
+    main()

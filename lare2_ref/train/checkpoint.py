@@ -1,0 +1,94 @@
+"""Checkpoints: accelerate's state and our progress in one folder, which appears whole by a rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lare2_rt.atomic import fsync_folder, reason
+from lare2_rt.errors import OutputError, UsageError
+
+from .progress import Progress
+
+_PROGRESS = "progress.json"
+_NAME = re.compile(r"step-\d{9}-\d{6}")
+
+
+class Checkpoints:
+    """The checkpoints of one run in ``OUT/checkpoints``; only the newest is kept.
+
+    Args:
+        folder: of the checkpoints; digest: identity of the run (options, data, weights).
+        accelerator: accelerate's, with everything prepared; all processes call ``save`` and ``load`` together.
+    """
+
+    def __init__(self, folder: Path, digest: str, accelerator: Any) -> None:  # noqa: ANN401 - accelerate is untyped
+        self._folder, self._digest, self._accelerator = folder, digest, accelerator
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint; raises OutputError."""
+        accelerator = self._accelerator
+        # An epoch's end comes right after its last step, with more in it.
+        name = f"step-{progress.total_steps:09d}-{progress.epoch:06d}"
+        temporary, final = self._folder / f".{name}.tmp", self._folder / name
+        try:
+            if accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(temporary), safe_serialization=True)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                content = {"run": self._digest, "progress": progress.as_dict()}
+                (temporary / _PROGRESS).write_text(json.dumps(content))
+                self._publish(temporary, final)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {final}: {reason(error)}; free some space and run the same command again, it goes on "
+                "from the checkpoint before"
+            ) from error
+        accelerator.wait_for_everyone()
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        for path in temporary.iterdir():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        fsync_folder(temporary)
+        temporary.rename(final)
+        fsync_folder(self._folder)
+        for path in self._folder.iterdir():
+            if path != final:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def peek(self) -> Progress | None:
+        """Return the newest checkpoint's progress; None where there is none.
+
+        Raises:
+            UsageError: it is of another run, or damaged.
+        """
+        found = self._newest()
+        if found is None:
+            return None
+        try:
+            content = json.loads((found / _PROGRESS).read_text())
+            progress = Progress.from_dict(content["progress"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{found} is damaged ({error}); remove it to begin anew") from error
+        if content["run"] != self._digest:
+            raise UsageError(
+                f"{self._folder} is of a run with other options, data or weights; name another --out, or remove it to "
+                "begin anew"
+            )
+        return progress
+
+    def load(self) -> None:
+        """Restore weights and optimiser of the newest checkpoint."""
+        self._accelerator.load_state(str(self._newest()))
+
+    def _newest(self) -> Path | None:
+        found = sorted(path for path in self._folder.glob("step-*") if _NAME.fullmatch(path.name))
+        return found[-1] if found else None

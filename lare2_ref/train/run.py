@@ -1,0 +1,128 @@
+"""A training run from its request to its results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from lare2_rt.atomic import reason, write_bytes
+from lare2_rt.bundle import Bundle, open_bundle
+from lare2_rt.errors import OutputError, UsageError
+from lare2_rt.features import Features, open_features
+from lare2_rt.locate import locate_bundle
+from lare2_rt.swap import folder_lock
+
+from .assemble import build_networks, check_same_stable_diffusion, geometry_of, run_facts
+from .card import card_of, data_facts, measure, origin
+from .curves import curves
+from .data import Part, Parts, split_parts
+from .loop import Report, Trainer, Workshop
+from .request import TrainRequest
+from .results import HEAD, write_results
+
+RUN = "run.json"
+
+
+def train(request: TrainRequest, *, report: Report) -> Path:
+    """Train a head and return the folder of the results; a run that was killed goes on from its last checkpoint.
+
+    ``report`` receives one line per phase and epoch.
+
+    Raises:
+        Lare2Error: with the remedy; what was finished is kept.
+    """
+    from accelerate import Accelerator
+
+    options = request.options
+    options.check()
+    bundle = open_bundle(locate_bundle(request.bundle).path)
+    sources = request.weights.sources()
+    features = _features(request, bundle)
+    parts = split_parts(request.index, features, validation_share=options.validation_share, seed=options.seed)
+    if features is None or options.computes_lare:
+        check_same_stable_diffusion(sources, bundle)
+    _deterministic()
+    mixed = "no" if options.precision == "fp32" else options.precision
+    accelerator = Accelerator(cpu=request.device == "cpu", mixed_precision=mixed, step_scheduler_with_optimizer=False)
+    if options.batch % accelerator.num_processes:
+        raise UsageError(
+            f"a batch of {options.batch} images cannot be shared evenly by {accelerator.num_processes} processes; "
+            "choose a multiple with --batch"
+        )
+    main = accelerator.is_main_process
+    say: Report = report if main else lambda line: None
+    with _folder(request.out, main):
+        say(_describe(parts))
+        facts = run_facts(parts, bundle, sources, request, accelerator.num_processes)
+        digest = options.digest(facts)
+        if main:
+            write_bytes(request.out / RUN, (json.dumps({"run": digest, "options": asdict(options)}) + "\n").encode())
+        networks, cache = build_networks(request, sources, bundle, features, parts, accelerator, say)
+        shop = Workshop(
+            options=options,
+            parts=parts,
+            features=features,
+            cache=cache,
+            geometry=geometry_of(bundle, sources),
+            workers=request.workers,
+            out=request.out,
+            clean=replace(options, crop="centre", augment="none", noise="fixed"),
+        )
+        with curves(request, main) as watch:
+            trainer = Trainer(shop, networks, accelerator, digest=digest, report=say, watch=watch)
+            progress = trainer.run()
+        trainer.restore_best()
+        measured = {"validation": measure(trainer, parts.validation), "test": measure(trainer, parts.test)}
+        if main:
+            made_from = origin(request, bundle, sources, facts, accelerator)
+            card = card_of(made_from, data_facts(parts, request.index.digest), progress, measured)
+            write_results(request.out, trainer.trainee, card)
+        say(f"done: {request.out / HEAD}, and what it is in {request.out / 'card.md'}")
+    return request.out
+
+
+def _features(request: TrainRequest, bundle: Bundle) -> Features | None:
+    if request.features is None:
+        return None
+    return open_features(request.features, lare_id=bundle.manifest.lare_id)
+
+
+def _deterministic() -> None:
+    """The same bits from the same seed: on a CPU always, on a GPU where its kernels have a deterministic form."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+@contextlib.contextmanager
+def _folder(out: Path, main: bool) -> Iterator[None]:
+    """Make the folder of a run and keep a second run out of it."""
+    if not main:
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not (out / RUN).is_file():
+            raise UsageError(f"{out} holds something that is not a training run; name another --out")
+        with folder_lock(out, seconds=1) as lock:
+            if lock is None:
+                raise UsageError(f"another run is writing {out}; wait for it or name another --out")
+            yield
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {reason(error)}; free some space or name another --out") from error
+
+
+def _describe(parts: Parts) -> str:
+    def words(part: Part) -> str:
+        generated = sum(item.label for item in part.items)
+        return f"{len(part) - generated} real and {generated} generated"
+
+    test = "none" if parts.test is None else words(parts.test)
+    left_out = f"; {parts.without_lare} left out, as their LaRE could not be extracted" if parts.without_lare else ""
+    return f"training on {words(parts.train)}, validating on {words(parts.validation)}, testing on {test}{left_out}"
