@@ -1,0 +1,55 @@
+"""Small labelled sets on disk: every picture is another colour, so every file has another content."""
+
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from PIL import Image
+
+from lare2_rt.cli import main
+
+
+def picture(number, *, size=(16, 16), form="PNG", **options):
+    """Encoded bytes of the picture with this number."""
+    stream = io.BytesIO()
+    colour = (number % 256, number * 7 % 256, number * 31 % 256)
+    Image.new("RGB", size, colour).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def tree(root, names, *, start=0):
+    """Write one picture per name; a name is relative to ``root`` and may be any that the system allows."""
+    for number, name in enumerate(names, start):
+        path = Path(root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        form = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
+        path.write_bytes(picture(number, form=form))
+    return Path(root)
+
+
+def snapshot(folder):
+    """Content of every file below a folder, by its relative name."""
+    return {os.path.relpath(p, folder): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def here(monkeypatch, capsys, folder):
+    """Return a function that runs the command in this process and in ``folder``, with the answers of a process."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lare2-rt", *map(os.fspath, arguments)])
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            main()
+        except SystemExit as left:
+            code = left.code
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+
+    return run
