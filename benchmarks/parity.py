@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lare2_export.half_parity import has_half, measure_half, with_half
 from lare2_export.parity import measure, reference_arrays, worst_component
 from lare2_ref.quiet import quieten_libraries
 from lare2_ref.sources import ModelSources, default_model_folder, load_reference, open_model_folder
@@ -94,6 +95,9 @@ def run(bundle: Bundle, sources: ModelSources, files: list[Path]) -> dict[str, A
         rule=manifest.rule,
         threads=available_threads(),
     )
+    if has_half(manifest):
+        half = measure_half(expected, bundle, rule=manifest.rule, threads=available_threads())
+        report = with_half(report, half)
     return {
         **report,
         "bundle": {"name": manifest.model.name, "id": manifest.id},

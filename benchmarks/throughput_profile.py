@@ -1,0 +1,94 @@
+"""``--profile``: where the time goes, by component and by block of the UNet, and what more draws or images cost.
+
+These are single processes measured one after the other: they show proportions. Comparisons belong to the rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from throughput_builds import Builder
+from throughput_options import Options
+from throughput_probe import machine_facts, now
+from throughput_rows import BUILDS, Build
+from throughput_session import identity_of
+from throughput_setup import packages
+
+SCHEMA = "lare2-rt/profile/1"
+ENSEMBLES = (1, 2, 4, 8)
+BATCHES = (1, 2, 4)
+REPEATS = 3
+_OURS = ("lare2_rt", "lare2_export", "lare2_ref")
+
+
+def profile(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
+    """Measure every part that is not there yet and return the report.
+
+    Each part is kept like a build, so a run that was ended goes on where it stopped, and has a process of its own, so
+    its peak memory is its own.
+
+    Raises:
+        RefusedError, FailedError: a part cannot be measured.
+    """
+    setup, identity = options.setup, identity_of(options.setup)
+    started = now()
+    prepared = Builder(setup, BUILDS, identity=identity, report=report).get("reference").result
+    method = setup.opened().manifest.method
+    parts = _parts(json.dumps(prepared["layout"]), method.ensemble)
+    builder = Builder(setup, BUILDS | parts, identity=identity, report=report, fresh=options.fresh)
+    sizes = []
+    for ensemble, batch in points(method.ensemble):
+        for engine in ("eager", "onnxruntime"):
+            built = builder.get(_point(engine, ensemble, batch))
+            sizes.append(
+                {
+                    "engine": engine,
+                    "ensemble": ensemble,
+                    "batch": batch,
+                    "seconds": built.result,
+                    "peak_bytes": built.peak_bytes,
+                }
+            )
+    return {
+        "schema": SCHEMA,
+        "model": setup.opened().manifest.model.name,
+        "identity": identity,
+        "started": started,
+        "machine": machine_facts(setup.threads),
+        "packages": packages(),
+        "method": {"ensemble": method.ensemble, "image_size": method.image_size},
+        "flop": prepared["flop"],
+        "parts": {name: builder.get(f"profile-{name}").result for name in ("eager", "onnxruntime")},
+        "sizes": sizes,
+    }
+
+
+def points(ensemble: int) -> list[tuple[int, int]]:
+    """Return (ensemble, batch): every ensemble at one image, every batch at the bundle's ensemble."""
+    return sorted({*((draws, 1) for draws in ENSEMBLES), *((ensemble, batch) for batch in BATCHES)})
+
+
+def _point(engine: str, ensemble: int, batch: int) -> str:
+    return f"size-{engine}-e{ensemble}-b{batch}"
+
+
+def _parts(layouts: str, ensemble: int) -> dict[str, Build]:
+    eager, graphs = "throughput_profile_eager", "throughput_profile_graphs"
+    torch_code = ("throughput_torch", "lare2_ref")
+    parts = {
+        "profile-eager": Build(f"{eager}:profile_eager", torch_code, arguments=(layouts, REPEATS)),
+        "profile-onnxruntime": Build(
+            f"{graphs}:profile_onnxruntime", ("throughput_graphs", "throughput_blocks", "lare2_rt"), (REPEATS,)
+        ),
+        "sizes": Build("throughput_exports:export_sizes", _OURS, arguments=(ENSEMBLES, BATCHES)),
+    }
+    for draws, batch in points(ensemble):
+        parts[_point("eager", draws, batch)] = Build(
+            f"{eager}:time_size", torch_code, arguments=(layouts, draws, batch, REPEATS)
+        )
+        parts[_point("onnxruntime", draws, batch)] = Build(
+            f"{graphs}:time_size", ("throughput_graphs",), arguments=(draws, batch, REPEATS), needs=("sizes",)
+        )
+    return parts

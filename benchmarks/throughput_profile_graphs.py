@@ -1,0 +1,118 @@
+"""The onnxruntime half of ``--profile``: its own profiler, mapped to blocks by the names of the nodes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from throughput_blocks import OTHER, blocks_of_nodes
+from throughput_graphs import bundle_graphs, open_onnxruntime
+from throughput_setup import Setup, graph_name
+
+from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
+from lare2_rt.manifest import COMPONENTS
+from lare2_rt.noise import draw_noise
+
+_KERNEL = "_kernel_time"
+
+
+def profile_onnxruntime(setup: Setup, repeats: int) -> dict[str, Any]:
+    """Return seconds of every repetition for components, and by block and operator type for the UNet.
+
+    ``named_share`` is the part of the kernels' time that the names place in a block or outside of all; where the
+    bundle's nodes are not named after layers it is 0, and only the operator types tell something.
+    """
+    import onnxruntime
+
+    bundle = setup.opened()
+    graphs, noise, pictures = bundle_graphs(bundle), bundle.noise, setup.pictures()
+    calls = {name: open_onnxruntime(setup.threads)(path) for name, path in graphs.items()}
+    components: dict[str, list[float]] = {name: [] for name in COMPONENTS}
+
+    def call(name: str, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        begin = time.perf_counter()
+        results = calls[name](inputs)
+        components[name].append(time.perf_counter() - begin)
+        return results
+
+    latent = None
+    for turn in range(repeats + 1):
+        picture = pictures[turn % len(pictures)]
+        latent = call("vae_encoder", {"image": picture.image[None], "posterior_noise": noise.posterior})[0]
+        lare = call("unet_step", {"latent": latent, "noise": noise.ensemble})[0]
+        embedding, layer3 = call("clip_backbone", {"crop": picture.crop[None]})
+        call("egre", {"lare": lare, "embedding": embedding, "layer3": layer3})
+    calls.clear()
+    settings = session_settings(setup.threads)
+    settings.enable_profiling = True
+    settings.profile_file_prefix = str(setup.folder("profile-onnxruntime") / "unet")
+    session = onnxruntime.InferenceSession(str(graphs["unet_step"]), settings, providers=[PROVIDER])
+    for _ in range(repeats + 1):
+        session.run(None, {"latent": latent, "noise": noise.ensemble})
+    events = json.loads(Path(session.end_profiling()).read_bytes())
+    return {
+        "components": {name: seconds[1:] for name, seconds in components.items()},
+        **by_block(events, _producers(graphs["unet_step"])),
+    }
+
+
+def by_block(events: Sequence[dict[str, Any]], layers: dict[str, str]) -> dict[str, Any]:
+    """Sum a profiler's events: mean seconds a run by block and by operator type, without the first run."""
+    runs = _runs(events)[1:]
+    blocks: dict[str, float] = {}
+    operators: dict[str, float] = {}
+    named = total = 0.0
+    for nodes in runs:
+        for node, block in zip(nodes, blocks_of_nodes(nodes, layers), strict=True):
+            seconds = node["seconds"] / len(runs)
+            blocks[block] = blocks.get(block, 0.0) + seconds
+            operators[node["op"]] = operators.get(node["op"], 0.0) + seconds
+            total += seconds
+            named += seconds if "/" in layers.get(node["name"].removesuffix("_nchwc"), node["name"]) else 0.0
+    if set(blocks) <= {OTHER}:
+        blocks = {}
+    return {"blocks": blocks, "operators": operators, "named_share": named / total if total and blocks else 0.0}
+
+
+def _runs(events: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Split the profiler's list into runs: each ends with the event of the whole."""
+    runs: list[list[dict[str, Any]]] = [[]]
+    for event in events:
+        if event.get("name") == "model_run":
+            runs.append([])
+        elif event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            name = event["name"].removesuffix(_KERNEL)
+            runs[-1].append({"name": name, "op": event["args"]["op_name"], "seconds": event["dur"] / 1e6})
+    return [run for run in runs if run]
+
+
+def _producers(graph: Path) -> dict[str, str]:
+    """Return value -> name of the node that computes it, from the graph without its weights."""
+    import onnx
+
+    model = onnx.load(str(graph), load_external_data=False)
+    return {output: node.name for node in model.graph.node for output in node.output}
+
+
+def time_size(setup: Setup, ensemble: int, batch: int, repeats: int) -> list[float]:
+    """Return seconds of the whole chain for another number of draws or images."""
+    method, pictures = setup.opened().manifest.method, setup.pictures()
+    folder, opened = setup.folder("sizes"), open_onnxruntime(setup.threads)
+    vae, unet, clip, egre = (opened(folder / graph_name(name, ensemble, batch)) for name in COMPONENTS)
+    row = [pictures[index % len(pictures)] for index in range(batch)]
+    image, crop = (np.stack([getattr(picture, name) for picture in row]) for name in ("image", "crop"))
+    noise = draw_noise(method.noise_seed, ensemble, method.latent_shape)
+    times: list[float] = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        latent = vae({"image": image, "posterior_noise": noise.posterior})[0]
+        lare = unet({"latent": latent, "noise": noise.ensemble})[0]
+        embedding, layer3 = clip({"crop": crop})
+        egre({"lare": lare, "embedding": embedding, "layer3": layer3})
+        times.append(time.perf_counter() - begin)
+    return times[1:]

@@ -1,0 +1,235 @@
+"""Every row of the table: what it runs, what it stands for, and what has to be built for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from throughput_memory import Footprint
+
+Kind = Literal["reference", "peer", "step", "ours"]
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Something that must exist before a row can be opened.
+
+    Attributes:
+        function: ``module:function``, called as ``function(setup, *arguments)`` in a process of its own, with the
+            empty folder of the build's name ready below ``work``.
+        code: packages whose code decides the result; needs: builds that come first.
+        imports: modules that must be installed; environment: variables of its process, ``{work}`` filled in.
+        reads_images: whether the photographs decide the result too.
+    """
+
+    function: str
+    code: tuple[str, ...]
+    arguments: tuple[object, ...] = ()
+    needs: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    reads_images: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One technique.
+
+    Attributes:
+        title: what runs, in one line; stands_for: why the row is there.
+        opener: ``module:function``, called as ``function(setup, argument)``; returns a ``Runner``.
+        argument: for the opener; ``layouts`` stands for the best layouts as they were measured.
+        imports: libraries whose start is timed apart from loading.
+        memory: estimated peak, for the check before the start.
+        reads_weights: whether loading reads files even of synthetic weights; else its time means nothing for those.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    stands_for: str
+    opener: str
+    imports: tuple[str, ...]
+    code: tuple[str, ...]
+    memory: Footprint
+    argument: str | None = None
+    needs: tuple[str, ...] = ()
+    reads_weights: bool = True
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+_TORCH = ("torch", "diffusers", "transformers", "open_clip")
+_REFERENCE = ("lare2_ref",)
+_OURS = ("lare2_rt", "lare2_export", "lare2_ref")
+# Compiled kernels stay here, so that a row loads what its build compiled and compilation is timed once, in the build.
+_INDUCTOR = {"TORCHINDUCTOR_CACHE_DIR": "{work}/inductor"}
+# Peaks at full size (3.5 GB of float32 weights): eager 4.5 GB and onnxruntime 5.0 GB for the UNet alone, OpenVINO 7.6,
+# MNN 8.2. The compiler keeps the frozen weights beside the original ones.
+_EAGER = Footprint(1.5e9, 1.3)
+_ONNXRUNTIME = Footprint(1.0e9, 1.6)
+_OPENVINO = Footprint(1.0e9, 2.4)
+_MNN = Footprint(1.0e9, 2.6)
+_INDUCTOR_MEMORY = Footprint(2.0e9, 2.6)
+
+REFERENCE = "eager"
+LAYOUTS = "layouts"
+
+BUILDS: dict[str, Build] = {
+    "reference": Build(
+        "throughput_reference:prepare_reference",
+        ("throughput_torch", "throughput_probe", *_REFERENCE),
+        reads_images=True,
+    ),
+    "plain": Build("throughput_exports:export_plain", _REFERENCE),
+    "transformers": Build(
+        "throughput_transform:transform_plain", _REFERENCE, needs=("plain",), imports=("onnxruntime",)
+    ),
+    "chain": Build("throughput_exports:export_chain", _OURS),
+    "inductor": Build("throughput_compile:compile_chain", ("throughput_torch", *_REFERENCE), environment=_INDUCTOR),
+    "engine-openvino": Build("throughput_graphs:compile_engine", _OURS, arguments=("openvino",)),
+    "engine-mnn": Build("throughput_graphs:compile_engine", _OURS, arguments=("mnn",)),
+}
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        REFERENCE,
+        "reference",
+        "PyTorch eager, float32, the faster layout of each network, prompt encoded once",
+        "the reference against itself in a second process: how far its ratio is from 1 is the error of the method",
+        "throughput_torch:open_eager",
+        _TORCH,
+        _REFERENCE,
+        _EAGER,
+        argument=LAYOUTS,
+        reads_weights=False,
+    ),
+    Row(
+        "eager-accurate",
+        "reference",
+        "the same with GroupNorm statistics in float64",
+        "the definition that fidelity is measured against, and what its exactness costs",
+        "throughput_torch:open_accurate",
+        _TORCH,
+        _REFERENCE,
+        _EAGER,
+        argument=LAYOUTS,
+        reads_weights=False,
+    ),
+    Row(
+        "eager-official",
+        "peer",
+        "PyTorch eager as the official scripts work: text encoder and fresh noise for every image, NCHW",
+        "what somebody gets who runs the published code",
+        "throughput_official:open_official",
+        _TORCH,
+        _REFERENCE,
+        Footprint(2.2e9, 1.3),
+        reads_weights=False,
+    ),
+    Row(
+        "torch-compile",
+        "peer",
+        "torch.compile: inductor, frozen weights, channels-last, fixed shapes, whole chain",
+        "the best that PyTorch offers without an export",
+        "throughput_compile:open_compiled",
+        _TORCH,
+        _REFERENCE,
+        _INDUCTOR_MEMORY,
+        needs=("inductor",),
+        reads_weights=False,
+        environment=_INDUCTOR,
+    ),
+    Row(
+        "onnxruntime-plain",
+        "peer",
+        "onnxruntime on a plain export: UNet with timestep and prompt as inputs, noise and error in numpy",
+        "what exporting each network as it is gives, as optimum does it",
+        "throughput_graphs:open_onnxruntime_plain",
+        ("onnxruntime",),
+        ("lare2_rt", "lare2_ref"),
+        _ONNXRUNTIME,
+        argument="plain",
+        needs=("plain",),
+    ),
+    Row(
+        "onnxruntime-transformers",
+        "peer",
+        "the same graphs after onnxruntime.transformers' Stable Diffusion optimiser, set for the CPU",
+        "onnxruntime's own offline optimisation on top",
+        "throughput_graphs:open_onnxruntime_plain",
+        ("onnxruntime",),
+        ("lare2_rt", "lare2_ref"),
+        _ONNXRUNTIME,
+        argument="transformers",
+        needs=("transformers",),
+    ),
+    Row(
+        "openvino-plain",
+        "peer",
+        "OpenVINO on the same plain export: static shapes, latency hint, float32",
+        "the other runtime that users of Intel and AMD CPUs reach for",
+        "throughput_graphs:open_openvino_plain",
+        ("openvino",),
+        ("lare2_rt", "lare2_ref"),
+        _OPENVINO,
+        argument="plain",
+        needs=("plain",),
+    ),
+    Row(
+        "onnxruntime-chain",
+        "step",
+        "our step 1: noise mixing, target and mean inside the graphs, timestep and prompt folded into constants",
+        "what folding is worth",
+        "throughput_graphs:open_chain",
+        ("onnxruntime",),
+        _OURS,
+        _ONNXRUNTIME,
+        needs=("chain",),
+    ),
+    Row(
+        "onnxruntime-rewrites",
+        "step",
+        "our step 2: with linear layers, norms and attention rewritten for export",
+        "what the rewrites are worth",
+        "throughput_graphs:open_rewrites",
+        ("onnxruntime",),
+        _OURS,
+        _ONNXRUNTIME,
+        needs=("chain",),
+    ),
+    Row(
+        "onnxruntime",
+        "ours",
+        "our step 3, the shipped engine: with CLIP's BatchNorms folded and its pool reduced to one query",
+        "`--engine onnxruntime` through the public runtime",
+        "throughput_graphs:open_public",
+        ("onnxruntime",),
+        _OURS,
+        _ONNXRUNTIME,
+        argument="onnxruntime",
+    ),
+    Row(
+        "openvino",
+        "ours",
+        "the shipped OpenVINO engine on the same bundle",
+        "`--engine openvino` through the public runtime",
+        "throughput_graphs:open_public",
+        ("openvino",),
+        _OURS,
+        _OPENVINO,
+        argument="openvino",
+        needs=("engine-openvino",),
+    ),
+    Row(
+        "mnn",
+        "ours",
+        "the shipped MNN engine on the same bundle",
+        "`--engine mnn` through the public runtime",
+        "throughput_graphs:open_public",
+        (),
+        _OURS,
+        _MNN,
+        argument="mnn",
+        needs=("engine-mnn",),
+    ),
+)

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""A true half-precision run of the modules behind the fp16 graphs, by torch's own kernels, on one photograph.
+
+    python benchmarks/true_half.py --image FILE [--model DIR | --synthetic sd15] [--ensemble 1] [--out FILE]
+
+Builds measure half precision by rounding every value (``lare2_export/rounding.py``). This is the check of that check:
+the same modules in torch.float16. A CPU runs half-precision convolutions hundreds of times slower than float32 ones, so
+at Stable Diffusion's size one image with one noise draw takes about a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from parity import cpu_name
+from torch import Tensor
+
+from lare2_export.components import COMPONENTS, Component
+from lare2_export.options import BuildOptions
+from lare2_export.plan import plan_geometry
+from lare2_export.prepare import prepare
+from lare2_ref.quiet import quieten_libraries
+from lare2_ref.sources import ModelSources, default_model_folder, open_model_folder
+from lare2_ref.synthetic import synthetic
+from lare2_rt.atomic import atomic_text
+from lare2_rt.errors import Lare2Error
+from lare2_rt.metrics import difference
+from lare2_rt.noise import draw_noise
+from lare2_rt.preprocess import preprocess
+from lare2_rt.threads import available_threads
+
+# What of the chain is compared; the noise prediction is shown because LaRE squares it.
+SHOWN = ("latent", "noise_prediction", "lare", "embedding", "layer3", "logits", "attention")
+Tensors = dict[str, Tensor]
+
+
+def main() -> int:
+    """Run from the command line; exit code 0 within the fp16 tolerances, 1 outside, 2 when nothing was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", type=Path, required=True, help="a photograph")
+    parser.add_argument("--model", type=Path, default=default_model_folder(), help="model folder (default: mini)")
+    parser.add_argument("--synthetic", choices=["sd15"], help="instead of --model: these seeded weights")
+    parser.add_argument("--ensemble", type=int, default=1, help="noise draws (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/true-half.json"))
+    options = parser.parse_args()
+    quieten_libraries()
+    torch.set_num_threads(available_threads())
+    try:
+        sources = synthetic(options.synthetic) if options.synthetic else open_model_folder(options.model)
+        report = run(sources, options.image, ensemble=options.ensemble)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_text(options.out) as stream:
+            stream.write(json.dumps(report, indent=2, sort_keys=True) + "\n")
+    except Lare2Error as error:
+        print(f"true_half: {error}", file=sys.stderr)
+        return 2
+    print(", ".join(f"{name} {entry['relative_l2']:.1e}" for name, entry in report["outputs"].items()), options.out)
+    return 0 if report["passed"] else 1
+
+
+@torch.no_grad()
+def run(sources: ModelSources, image: Path, *, ensemble: int) -> dict[str, Any]:
+    """Run the chain in float32 and in half on one image; one network is in memory at a time."""
+    geometry = plan_geometry(sources, BuildOptions(ensemble=ensemble))
+    options = BuildOptions(ensemble=ensemble)
+    pixels = preprocess(image, options.policy, image_size=geometry.image_size, crop_size=geometry.crop_size)
+    noise = draw_noise(options.noise_seed, ensemble, geometry.latent)
+    given = {
+        "image": torch.from_numpy(pixels.image.copy())[None],
+        "crop": torch.from_numpy(pixels.crop.copy())[None],
+        "posterior_noise": torch.from_numpy(noise.posterior),
+        "noise": torch.from_numpy(noise.ensemble),
+    }
+    single, half = dict(given), dict(given)
+    seconds: dict[str, dict[str, float]] = {}
+    tolerance: dict[str, float] = {}
+    for component in COMPONENTS:
+        module = component.build(sources, geometry)
+        prepare(module, profile="native")
+        seconds[component.name] = {"float32": _step(component, module, single)}
+        module.to_half()
+        seconds[component.name]["half"] = _step(component, module, half)
+        tolerance |= component.half_tolerance
+        del module
+        gc.collect()
+        print(f"{component.name}: {seconds[component.name]}", file=sys.stderr, flush=True)
+    outputs = {}
+    for name in SHOWN:
+        entry = difference(half[name].numpy(), single[name].numpy()).as_dict()
+        outputs[name] = {**entry, "tolerance": tolerance[name], "passed": entry["relative_l2"] <= tolerance[name]}
+    return {
+        "schema": "lare2-rt/true-half/1",
+        "passed": all(entry["passed"] for entry in outputs.values()),
+        "model": sources.name,
+        "ensemble": ensemble,
+        "image": hashlib.sha256(image.read_bytes()).hexdigest(),
+        "outputs": outputs,
+        "seconds": seconds,
+        "machine": {"cpu": cpu_name(), "threads": available_threads(), "torch": torch.__version__},
+    }
+
+
+def _step(component: Component, module: torch.nn.Module, tensors: Tensors) -> float:
+    """Run one component of a chain on what the components before it gave; returns the seconds."""
+    begin = time.perf_counter()
+    outputs = module(*(tensors[name] for name in component.input_names))
+    elapsed = time.perf_counter() - begin
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    tensors.update(zip((*component.output_names, *component.probes), outputs, strict=True))
+    return round(elapsed, 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
