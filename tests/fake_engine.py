@@ -1,16 +1,28 @@
-"""An engine of a few lines: instant, and made to fail where a test wants it to."""
+"""An engine of a few lines: instant, and made to fail where a test wants it to; and whether a real one is here."""
+
+import hashlib
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from lare2_rt.engines import EngineInfo
-from lare2_rt.engines.contract import ChainOutput
+from lare2_rt.engines.contract import ChainOutput, installed_version
+
+
+def need_engine(name):
+    """Skip the test where an engine is not installed; it is not imported for that, as importing may print or report."""
+    if installed_version(name) is None:
+        pytest.skip(f"{name} is not installed: pip install 'lare2-rt[{name}]'")
 
 
 class FakeEngine:
     """Engine and open engine in one; ``script`` is called with the number of the call and the images of the batch."""
 
-    def __init__(self, script=None, *, name="fake", position_stable=True, why_not=None, batch=None):
-        self.name, self.position_stable = name, position_stable
+    def __init__(
+        self, script=None, *, name="fake", position_stable=True, compiled=False, why_not=None, batch=None, digest=None
+    ):
+        self.name, self.position_stable, self.compiled, self.digest = name, position_stable, compiled, digest
         self.script, self.reason, self.batch = script, why_not, batch
         self.calls = self.closed = 0
         self.seen = []
@@ -19,10 +31,14 @@ class FakeEngine:
         self.seen.append(options.batch)
         return self.reason
 
+    def describe(self, bundle, options):
+        batch = self.batch or options.batch or 1
+        key = hashlib.sha256(f"{self.name} {batch} {options.threads}".encode()).hexdigest()
+        return EngineInfo(self.name, "1", "cpu", "fp32", batch, options.threads, key)
+
     def open(self, bundle, options):
         self.seen.append(options.batch)
-        batch = self.batch or options.batch or 1
-        self.info = EngineInfo(self.name, "1", "cpu", "fp32", batch, options.threads, "0" * 64)
+        self.info = replace(self.describe(bundle, options), compiled=self.digest)
         return self
 
     def run(self, image, crop, *, noise=None):

@@ -25,6 +25,15 @@ def is_killed(*, report):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def is_terminated(*, report):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def waits(*, report):
+    report(str(os.getpid()))
+    time.sleep(60)
+
+
 def leaves(*, report):
     os._exit(3)
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 HEAVY = ("torch", "onnx", "onnxruntime", "pydantic", "rich", "typer", "numpy", "PIL")
@@ -130,6 +131,21 @@ def test_usage_errors_exit_with_2(lare2_rt, arguments, words):
     assert run.stdout == ""
 
 
+def test_colour_is_for_terminals_alone(lare2_rt, photos, tmp_path, monkeypatch):
+    """Whatever the environment forces on terminals, files and pipes hold plain text."""
+    for variable, value in (("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1"), ("CLICOLOR_FORCE", "1"), ("COLUMNS", "20")):
+        monkeypatch.setenv(variable, value)
+    run = lare2_rt("infer", photos[0], "missing.jpg", "--out", "r.txt")
+    assert run.returncode == 1
+    text = (tmp_path / "r.txt").read_text()
+    assert str(photos[0]) in text
+    assert "\x1b" not in text + run.stderr
+    for arguments in (("infer", photos[0]), ("inspect",)):
+        run = lare2_rt(*arguments)
+        assert run.returncode == 0
+        assert "\x1b" not in run.stdout + run.stderr
+
+
 def test_threshold_is_echoed(lare2_rt, photos):
     run = lare2_rt("infer", photos[0], "--threshold", "0.3", "--format", "jsonl")
     decision = json.loads(run.stdout)["decision"]
@@ -198,3 +214,47 @@ def test_help_is_quick_and_needs_no_torch(tmp_path):
         return statistics.median(times)
 
     assert median(code) < max(0.5, 4 * median("import json, argparse"))
+
+
+def build_engines(*arguments, prologue="", module=False, cwd):
+    """Run ``build_engines.py``, or the module, after a few lines of Python."""
+    start = (
+        "runpy.run_module('lare2_export', run_name='__main__', alter_sys=True)"
+        if module
+        else f"runpy.run_path({str(ROOT / 'export/build_engines.py')!r}, run_name='__main__')"
+    )
+    code = f"import runpy, sys\nsys.argv[1:] = {[str(a) for a in arguments]!r}\n{prologue}\n{start}"
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("package", "module"), [("diffusers", False), ("torch", True)])
+def test_build_without_the_export_extra(tmp_path, package, module):
+    run = build_engines("--dry-run", prologue=f"sys.modules[{package!r}] = None", module=module, cwd=tmp_path)
+    extra = "'lare2-rt[cpu,export]'" if module else "-c constraints.txt -e '.[cpu,export]'"
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.splitlines()[-1] == f"build_engines: {package} is not installed: pip install {extra}"
+    assert "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_build_as_a_module_has_the_same_options(tmp_path):
+    texts = [build_engines("--help", module=module, cwd=tmp_path).stdout for module in (False, True)]
+    script, module = ([line for line in text.splitlines() if "Usage:" not in line] for text in texts)
+    assert len(script) > 50
+    assert script == module
+
+
+@pytest.mark.parametrize(("number", "word", "code"), [("SIGINT", "interrupted", 130), ("SIGTERM", "terminated", 143)])
+def test_build_interrupted_before_it_begins(tmp_path, number, word, code):
+    """While the libraries load, typer would say 'Aborted' and exit with 1."""
+    strike = (
+        "import signal\nimport lare2_export.isolate as isolate\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        f"isolate.start_server = lambda: signal.raise_signal(signal.{number})"
+    )
+    run = build_engines(prologue=strike, cwd=tmp_path)
+    assert run.returncode == code
+    assert run.stderr.splitlines()[1:] == [
+        f"build_engines: {word}; finished components are kept and reused by the next run"
+    ]
+    assert list(tmp_path.iterdir()) == []

@@ -30,6 +30,17 @@ def same(a, b):
     assert np.array_equal(a.attention, b.attention)
 
 
+def test_arrays_have_the_limits_of_files(detector):
+    """The views hold one pixel; refused from their shape, they never become pictures of hundreds of megabytes."""
+    pixel = np.zeros((1, 1, 3), np.uint8)
+    for shape, words in (((9500, 9500), "larger than 89 megapixels"), ((1, 1_000_001), "more than 1000000 pixels")):
+        array = np.broadcast_to(pixel, (*shape, 3))
+        with pytest.raises(ImageError, match=f"{shape[1]}×{shape[0]} .*{words}"):
+            detector.detect(array)
+        (failed,) = detector.detect_many([array])
+        assert words in failed.error
+
+
 def test_shapes_and_ranges(detector, photos):
     result = detector.detect(photos[0])
     assert result.lare.shape == (4, 32, 32)

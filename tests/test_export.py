@@ -198,7 +198,8 @@ def refused_build(tmp_path, monkeypatch, report):
     """Build with steps that return at once and a parity report of our choice."""
     import lare2_export.build as build
 
-    measured = report, np.zeros((1, 2), np.float32)
+    measured = SimpleNamespace(report=report, selfcheck=np.zeros((1, 2), np.float32))
+    monkeypatch.setattr(build, "has_half", lambda manifest: False)
     monkeypatch.setattr(build, "run_isolated", lambda name, *a, **k: measured if name == "parity" else [])
     monkeypatch.setattr(build, "describe", lambda *a, **k: SimpleNamespace(files={}))
     sources = open_model_folder(default_model_folder())

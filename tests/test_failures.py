@@ -7,26 +7,33 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from fake_engine import FakeEngine
 
+import lare2_rt
 from lare2_rt import Detector, EngineError, engines
 from lare2_rt.atomic import atomic_text, draft_text, write_bytes
 from lare2_rt.cli import main
-from lare2_rt.cli.console import uninterrupted
+from lare2_rt.cli.console import Terminated, answer_sigterm, uninterrupted
 from lare2_rt.engines import ENGINES
 from lare2_rt.errors import OutputError
 
 FORMATS = ("json", "jsonl", "csv", "txt")
+# What ends a run: the word in the sentence and the exit code.
+ENDING = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
 
 
 def sentences(stderr):
@@ -44,7 +51,7 @@ def listing(folder):
 def records(path):
     """The records of a results file, whose text must be a complete document."""
     text = path.read_text()
-    form = path.name.removesuffix(".partial").rsplit(".")[-1]
+    form = path.name.split(".")[1]
     if form == "json":
         return json.loads(text)
     if form == "jsonl":
@@ -64,12 +71,10 @@ def command(capsys, monkeypatch, tmp_path):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["lare2-rt", *map(os.fspath, arguments)])
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            with pytest.raises(SystemExit) as left:
-                main()
-        finally:
-            signal.signal(signal.SIGINT, before)
+        before = [signal.getsignal(number) for number in ENDING]
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert before == [signal.getsignal(number) for number in ENDING]
         return (left.value.code, *capsys.readouterr())
 
     return run
@@ -94,15 +99,65 @@ def small(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-def without_privileges():
-    """Before exec: root loses the right to read and write what modes forbid; others have no such right.
+NOBODY = 65534
 
-    Another user would not do: the environment and the checkout may be readable to their owner alone.
-    """
+
+def without_privileges():
+    """Before exec: root loses the right to read and write what modes forbid; others have no such right."""
     if os.geteuid() == 0:
         drop, libc = 24, ctypes.CDLL(None)
         for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
             libc.prctl(drop, capability, 0, 0, 0)
+
+
+# Python may live where other users cannot go: by scoring an image it imports all that is needed while it can.
+AS_NOBODY = f"""
+import os, sys
+from lare2_rt.cli import infer, main
+from lare2_rt import Detector
+with Detector.load() as detector:
+    detector.detect(sys.argv[1])
+os.setgroups([])
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+sys.argv = ["lare2-rt", *sys.argv[2:]]
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def open_project():
+    """A copy of the runtime that every user may read and, inside it, a folder that only NOBODY may write."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    for folder in Path(onnxruntime.__file__).parents:
+        if folder.stat().st_mode & 0o005 != 0o005:
+            pytest.skip(f"other users cannot use this environment: {folder} is closed to them")
+    # Folders made by pytest are closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        here = Path(name)
+        here.chmod(0o755)
+        shutil.copytree(Path(lare2_rt.__file__).parent, here / "lare2_rt", ignore=shutil.ignore_patterns("__pycache__"))
+        (here / "in").mkdir()
+        os.chown(here / "in", NOBODY, NOBODY)
+        yield here
+
+
+@pytest.fixture(params=["capabilities", "another user"])
+def unprivileged(request, tmp_path, small):
+    """(folder, run): run the command there without root's rights, in two ways."""
+    folder, command, options = tmp_path, ["-m", "lare2_rt"], {"preexec_fn": without_privileges}
+    if request.param == "another user":
+        project = request.getfixturevalue("open_project")
+        folder = Path(tempfile.mkdtemp(dir=project / "in"))
+        os.chown(folder, NOBODY, NOBODY)
+        command, options = ["-c", AS_NOBODY, small[0]], {"env": {**os.environ, "PYTHONPATH": str(project)}}
+
+    def run(*arguments):
+        line = [sys.executable, *map(os.fspath, command), *map(os.fspath, arguments)]
+        return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False, timeout=60, **options)
+
+    return folder, run
 
 
 class TestInputs:
@@ -123,25 +178,34 @@ class TestInputs:
         assert [bool(record["error"]) for record in records] == [False, True, True, False]
         assert len(sentences(err)) == 2
 
-    def test_unreadable_and_empty_files_leave_the_others_intact(self, lare2_rt, small, tmp_path):
-        for name, content in (
-            ("empty.png", b""),
-            ("secret.png", small[1].read_bytes()),
-            ("ok.png", small[1].read_bytes()),
-        ):
-            (tmp_path / name).write_bytes(content)
-        (tmp_path / "secret.png").chmod(0)
-        before = listing(tmp_path)
-        names = ["ok.png", "empty.png", "secret.png", small[2]]
-        run = lare2_rt("infer", *names, "--out", "r.jsonl", preexec_fn=without_privileges)
-        assert run.returncode == 1, run.stderr
-        empty, secret = sentences(run.stderr)
+    def test_unreadable_and_empty_files_leave_the_others_intact(self, unprivileged, small):
+        folder, run = unprivileged
+        content = small[1].read_bytes()
+        for name in ("ok.png", "empty.png", "secret.png", "last.png"):
+            (folder / name).write_bytes(b"" if name == "empty.png" else content)
+        (folder / "secret.png").chmod(0)
+        before = listing(folder)
+        names = ["ok.png", "empty.png", "secret.png", "last.png"]
+        done = run("infer", *names, "--out", "r.jsonl")
+        assert done.returncode == 1, done.stderr
+        empty, secret = sentences(done.stderr)
         assert empty == "empty.png: the file is empty; copy or download it again"
         assert secret == "secret.png: no permission to read it; change its access rights"
-        found = records(tmp_path / "r.jsonl")
-        assert [record["source"] for record in found] == [os.fspath(name) for name in names]
+        found = records(folder / "r.jsonl")
+        assert [record["source"] for record in found] == names
         assert [record["verdict"] for record in found] == ["unsure", None, None, "unsure"]
-        assert listing(tmp_path) == sorted([*before, "r.jsonl"])
+        assert listing(folder) == sorted([*before, "r.jsonl"])
+
+    def test_a_folder_that_may_not_be_entered(self, unprivileged, small):
+        folder, run = unprivileged
+        (folder / "ok.png").write_bytes(small[1].read_bytes())
+        (folder / "closed").mkdir()
+        (folder / "closed").chmod(0)
+        done = run("infer", "ok.png", "closed", "--format", "jsonl")
+        assert done.returncode == 1, done.stderr
+        (sentence,) = sentences(done.stderr)
+        assert sentence == "closed: no permission to read it; change its access rights"
+        assert [bool(json.loads(line)["error"]) for line in done.stdout.splitlines()] == [False, True]
 
 
 class TestOut:
@@ -172,6 +236,53 @@ class TestOut:
         assert sentences(err) == ["r.json is not a regular file; name another one"]
         assert Path("r.json").is_fifo()
 
+    @pytest.mark.parametrize("form", FORMATS)
+    @pytest.mark.parametrize("taken", [["r"], ["r", "r.1"]])
+    def test_a_target_that_appears_during_the_run(self, command, fake, small, form, taken):
+        names = [name.replace("r", f"r.{form}") for name in taken]
+
+        def script(call, output):
+            for name in names if call == 3 else ():
+                Path(name).write_text("theirs")
+
+        fake.script = script
+        code, out, err = command("infer", *small, "--out", f"r.{form}")
+        ours = f"r.{form}.{len(taken)}"
+        assert (code, out) == (1, "")
+        assert sentences(err) == [
+            f"r.{form} appeared in the meantime and was not replaced; the results are in {ours}, rename it as you like"
+        ]
+        assert all(Path(name).read_text() == "theirs" for name in names)
+        assert len(records(Path(ours))) == 6
+        assert listing(Path()) == [*names, ours]
+
+    @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere"), Path.touch])
+    @pytest.mark.parametrize("force", [False, True])
+    def test_whatever_appears_during_the_run(self, command, fake, small, make, force):
+        """--force is meant for files; a folder in the way must not cost the results."""
+        fake.script = lambda call, output: make(Path("r.json")) if call == 3 else None
+        code, _, err = command("infer", *small, "--out", "r.json", *["--force"] * force)
+        replaced = force and not Path("r.json").is_dir()
+        assert code == (0 if replaced else 1)
+        assert len(sentences(err)) == (0 if replaced else 1)
+        assert listing(Path()) == (["r.json"] if replaced else ["r.json", "r.json.1"])
+        assert len(records(Path("r.json" if replaced else "r.json.1"))) == 6
+        assert not Path("r.json").is_symlink() or Path("r.json").readlink() == Path("nowhere")
+
+    def test_library_files_that_lose_their_name(self, tmp_path):
+        """Callers that promise a name hear of it, and nothing is lost."""
+        path = tmp_path / "r.txt"
+
+        def write():
+            with atomic_text(path, overwrite=False) as stream:
+                stream.write("ours")
+                path.write_text("theirs")
+
+        with pytest.raises(OutputError, match=r"r\.txt appeared .* not replaced; the results are in .*r\.txt\.1,"):
+            write()
+        assert (path.read_text(), (tmp_path / "r.txt.1").read_text()) == ("theirs", "ours")
+        assert listing(tmp_path) == ["r.txt", "r.txt.1"]
+
     def test_name_too_long(self, command, fake, small):
         """Also where only the name for the meantime is too long."""
         for length in (250, 300):
@@ -182,14 +293,14 @@ class TestOut:
         assert fake.calls == 0
         assert listing(Path()) == []
 
-    def test_read_only_folder(self, lare2_rt, small, tmp_path):
-        folder = tmp_path / "locked"
-        folder.mkdir()
-        folder.chmod(0o555)
-        run = lare2_rt("infer", small[0], "--out", folder / "r.json", preexec_fn=without_privileges)
-        assert (run.returncode, run.stdout) == (2, "")
-        assert sentences(run.stderr) == [f"the folder {folder} is not writable; choose another place for r.json"]
-        assert listing(folder) == []
+    def test_read_only_folder(self, unprivileged, small):
+        folder, run = unprivileged
+        (folder / "ok.png").write_bytes(small[1].read_bytes())
+        (folder / "locked").mkdir(mode=0o555)
+        done = run("infer", "ok.png", "--out", "locked/r.json")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert sentences(done.stderr) == ["the folder locked is not writable; choose another place for r.json"]
+        assert listing(folder / "locked") == []
 
 
 class TestDisk:
@@ -321,22 +432,24 @@ def _break(patch, step, error):
 
 
 class TestEngines:
-    def test_not_installed(self, lare2_rt, small, tmp_path):
-        """Neither ``auto`` nor the name finds anything else, and an engine of another name is no way out."""
-        prologue = (
-            "import sys, importlib.metadata as m; sys.modules['onnxruntime'] = None; real = m.version\n"
-            "def version(name):\n"
-            "    if name.startswith('onnxruntime'): raise m.PackageNotFoundError(name)\n"
-            "    return real(name)\n"
-            "m.version = version; from lare2_rt.cli import main; sys.argv[0] = 'lare2-rt'; main()"
-        )
-        for engine in ("auto", "onnxruntime"):
-            command = [sys.executable, "-c", prologue, "infer", str(small[0]), "--engine", engine, "--out", "r.json"]
-            run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-            assert (run.returncode, run.stdout) == (2, "")
-            (sentence,) = sentences(run.stderr)
-            assert sentence.startswith("no usable engine: onnxruntime: onnxruntime is not installed: pip install")
-            assert listing(tmp_path) == []
+    @pytest.mark.parametrize("engine", ["auto", *(engine.name for engine in ENGINES)])
+    def test_not_installed(self, command, small, monkeypatch, engine):
+        """``auto`` gives every reason; a name finds nothing else, and an engine of another name is no way out."""
+
+        def version(name):
+            raise importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        for module in ("onnxruntime", "openvino", "MNN", "tensorrt", "cuda"):
+            monkeypatch.setitem(sys.modules, module, None)
+        code, out, err = command("infer", small[0], "--engine", engine, "--out", "r.json")
+        assert (code, out) == (2, "")
+        (sentence,) = sentences(err)
+        assert sentence.startswith("no usable engine: ")
+        for name in (each.name for each in ENGINES):
+            told = re.search(rf"[:;] {re.escape(name)}: [^;]*is not installed[^;]*pip install", sentence)
+            assert bool(told) == (engine in ("auto", name)), name
+        assert listing(Path()) == []
 
     def test_a_named_engine_never_falls_back(self, embedded, monkeypatch):
         absent = FakeEngine(name="absent", why_not="it is not installed: pip install absent")
@@ -355,6 +468,7 @@ class TestEngines:
         (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.0\n")
         monkeypatch.syspath_prepend(tmp_path)
         assert importlib.metadata.version("onnxruntime-gpu") == "1.0"
+        monkeypatch.setattr(engines, "ENGINES", [each for each in ENGINES if each.name == "onnxruntime"])
         for engine in ("auto", "onnxruntime"):
             with pytest.raises(EngineError, match="both installed and overwrite each other: pip uninstall -y"):
                 Detector.load(embedded, engine=engine)
@@ -362,7 +476,33 @@ class TestEngines:
     def test_broken_installation(self, embedded, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(EngineError, match=r"installed but cannot be imported .*pip install --force-reinstall"):
-            Detector.load(embedded)
+            Detector.load(embedded, engine="onnxruntime")
+
+    def test_another_provider_than_asked_for(self, embedded, monkeypatch):
+        """ONNX Runtime may fall back, or a build may bring a provider of its own: then the bits are not ours."""
+        for found in (["CUDAExecutionProvider", "CPUExecutionProvider"], ["XnnpackExecutionProvider"], []):
+            monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self, found=found: found)
+            with pytest.raises(EngineError, match=r"onnxruntime opened \S+\.onnx on .* instead of") as raised:
+                Detector.load(embedded, engine="onnxruntime")
+            assert str(found) in str(raised.value)
+
+    def test_why_others_are_not_used(self, command, small, monkeypatch):
+        absent = [FakeEngine(name="one", why_not="it is not installed: pip install one")]
+        absent.append(FakeEngine(name="two", why_not="it needs \x1b[31ma GPU\n"))
+        monkeypatch.setattr(engines, "ENGINES", (*absent, FakeEngine(name="three"), FakeEngine(name="four")))
+        told = [
+            "engine one is not used: it is not installed: pip install one",
+            "engine two is not used: it needs \\x1b[31ma GPU\\n",
+        ]
+        for arguments, expected in (
+            (["--verbose"], told),
+            ([], []),
+            (["--verbose", "--engine", "three"], []),
+        ):
+            code, out, err = command("infer", small[0], "--format", "jsonl", *arguments)
+            assert code == 0
+            assert sentences(err) == expected
+            assert json.loads(out)["engine"]["name"] == "three"
 
     @pytest.mark.parametrize("form", FORMATS)
     def test_failing_in_the_middle_keeps_what_was_scored(self, command, fake, small, form):
@@ -429,6 +569,10 @@ class TestEngines:
 
 
 class TestInterrupted:
+    @pytest.fixture(params=ENDING)
+    def number(self, request):
+        return request.param
+
     @pytest.fixture
     def scoring(self, small, tmp_path):
         """Start the command on many images in a process of its own, with buffers as users have them."""
@@ -446,95 +590,125 @@ class TestInterrupted:
             process.kill()
             process.communicate()
 
-    def test_standard_output_holds_complete_lines(self, scoring):
+    def test_standard_output_holds_complete_lines(self, scoring, number):
         process = scoring("--format", "jsonl")
         first = process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest, err = process.communicate(timeout=30)
-        assert process.returncode == 130
+        word, code = ENDING[number]
+        assert process.returncode == code
         found = [json.loads(line) for line in (first + rest).splitlines()]
         assert (first + rest).endswith("\n")
         assert 1 <= len(found) < 600
-        assert sentences(err) == [f"interrupted after {len(found)} of 600 images"]
+        assert sentences(err) == [f"{word} after {len(found)} of 600 images"]
 
-    def test_a_results_file_gets_a_name_that_says_so(self, scoring, tmp_path):
+    def test_a_results_file_gets_a_name_that_says_so(self, scoring, number, tmp_path):
         process = scoring("--out", "r.jsonl")
         while not any(path.stat().st_size for path in tmp_path.iterdir()):
             assert process.poll() is None
             time.sleep(0.02)
         assert not (tmp_path / "r.jsonl").exists()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=30)
-        assert (process.returncode, out) == (130, "")
+        word, code = ENDING[number]
+        assert (process.returncode, out) == (code, "")
         assert listing(tmp_path) == ["r.jsonl.partial"]
         found = records(tmp_path / "r.jsonl.partial")
         assert 1 <= len(found) < 600
-        sentence = f"interrupted after {len(found)} of 600 images; the results so far are in r.jsonl.partial"
+        sentence = f"{word} after {len(found)} of 600 images; the results so far are in r.jsonl.partial"
         assert sentences(err) == [sentence]
 
     @pytest.mark.parametrize("form", FORMATS)
-    def test_partial_documents_are_complete(self, command, fake, small, form):
-        def script(call, output):
-            if call == 4:
-                signal.raise_signal(signal.SIGINT)
-
-        fake.script = script
+    def test_partial_documents_are_complete(self, command, fake, small, form, number):
+        fake.script = lambda call, output: signal.raise_signal(number) if call == 4 else None
         Path(f"r.{form}").write_text("precious")
         code, out, err = command("infer", *small, "--out", f"r.{form}", "--force")
-        assert (code, out) == (130, "")
-        sentence = f"interrupted after 3 of 6 images; the results so far are in r.{form}.partial"
-        assert sentences(err) == [sentence]
+        word, expected = ENDING[number]
+        assert (code, out) == (expected, "")
+        assert sentences(err) == [f"{word} after 3 of 6 images; the results so far are in r.{form}.partial"]
         assert len(records(Path(f"r.{form}.partial"))) == 3
         assert Path(f"r.{form}").read_text() == "precious"
         assert listing(Path()) == [f"r.{form}", f"r.{form}.partial"]
 
-    def test_a_second_time_while_the_results_are_put_away(self, command, fake, small, monkeypatch):
-        def script(call, output):
-            if call == 4:
-                signal.raise_signal(signal.SIGINT)
+    def test_the_results_of_an_earlier_interruption_stay(self, command, fake, small):
+        """Each run takes the next number; --force replaces, but no folder."""
 
+        def interrupted(*arguments):
+            fake.calls, fake.script = 0, lambda call, output: signal.raise_signal(signal.SIGINT) if call == 4 else None
+            code, _, err = command("infer", *small, "--out", "r.json", *arguments)
+            assert code == 130
+            return sentences(err)[0].rsplit(" ", 1)[1]
+
+        Path("r.json.partial").write_text("precious")
+        assert interrupted() == "r.json.partial.1"
+        assert interrupted() == "r.json.partial.2"
+        assert Path("r.json.partial").read_text() == "precious"
+        assert interrupted("--force") == "r.json.partial"
+        assert len(records(Path("r.json.partial"))) == 3
+        Path("r.json.partial").unlink()
+        Path("r.json.partial").mkdir()
+        assert interrupted("--force") == "r.json.partial.3"
+        assert listing(Path()) == ["r.json.partial", *(f"r.json.partial.{n}" for n in (1, 2, 3))]
+
+    @pytest.mark.parametrize("cut_short", [True, False])
+    def test_a_second_time_while_the_results_are_put_away(self, command, fake, small, monkeypatch, number, cut_short):
+        """Whatever is scored is kept, be it all or a part."""
         original = os.fsync
 
         def fsync(handle):
-            signal.raise_signal(signal.SIGINT)
+            for again in ENDING:
+                signal.raise_signal(again)
             original(handle)
 
-        fake.script = script
+        if cut_short:
+            fake.script = lambda call, output: signal.raise_signal(number) if call == 4 else None
         monkeypatch.setattr(os, "fsync", fsync)
-        assert command("infer", *small, "--out", "r.json")[0] == 130
-        assert len(records(Path("r.json.partial"))) == 3
+        assert command("infer", *small, "--out", "r.json")[0] == (ENDING[number][1] if cut_short else 0)
+        assert len(records(Path("r.json.partial" if cut_short else "r.json"))) == (3 if cut_short else 6)
+        assert len(listing(Path())) == 1
 
-    def test_while_loading(self, command, small, monkeypatch):
-        def load(*arguments, **options):
-            signal.raise_signal(signal.SIGINT)
+    @pytest.mark.parametrize("where", ["lare2_rt.cli.infer.InferOptions", "lare2_rt.detector.Detector.load"])
+    def test_while_loading(self, command, small, monkeypatch, number, where):
+        """Also before our own code has begun, where typer would say 'Aborted' and exit with 1."""
 
-        monkeypatch.setattr(Detector, "load", load)
+        def strike(*arguments, **options):
+            signal.raise_signal(number)
+
+        monkeypatch.setattr(where, strike)
         code, out, err = command("infer", *small, "--out", "r.json")
-        assert (code, out) == (130, "")
-        assert sentences(err) == ["interrupted"]
+        assert (code, out) == (ENDING[number][1], "")
+        assert sentences(err) == [ENDING[number][0]]
         assert listing(Path()) == []
 
-    def test_a_record_is_never_cut(self):
+    def test_a_record_is_never_cut(self, number):
         done = []
 
         def write():
             with uninterrupted():
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
                 done.append(1)
 
-        with pytest.raises(KeyboardInterrupt):
-            write()
-        assert done == [1]
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-    def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(self):
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = {each: signal.getsignal(each) for each in ENDING}
         try:
-            with uninterrupted():
-                signal.raise_signal(signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            answer_sigterm()
+            ours = {each: signal.getsignal(each) for each in ENDING}
+            with pytest.raises(Terminated if number == signal.SIGTERM else KeyboardInterrupt):
+                write()
+            assert done == [1]
+            assert ours == {each: signal.getsignal(each) for each in ENDING}
         finally:
-            signal.signal(signal.SIGINT, before)
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def test_a_process_that_ignores_a_signal_goes_on_ignoring_it(self, number):
+        before = signal.signal(number, signal.SIG_IGN)
+        try:
+            answer_sigterm()
+            with uninterrupted():
+                signal.raise_signal(number)
+            assert signal.getsignal(number) is signal.SIG_IGN
+        finally:
+            signal.signal(number, before)
 
 
 class TestStandardStreams:

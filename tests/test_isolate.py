@@ -1,8 +1,10 @@
 """Steps in processes of their own: results, refusals and deaths come back as they should."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from lare2_export.isolate import SharedLock, run_isolated
 from lare2_export.staging import BuildError, Staging
 from lare2_ref.checkpoints import SourceError
+from lare2_rt.cli.console import Terminated, answer_sigterm
 
 
 @pytest.fixture
@@ -41,12 +44,55 @@ def test_a_refusal_keeps_its_sentence(lock):
     [
         (steps.fails, "the step failed: ZeroDivisionError: no such luck"),
         (steps.is_killed, "the step was killed, probably for lack of memory"),
+        (steps.is_terminated, "the step was ended by SIGTERM; run the build again"),
         (steps.leaves, r"the step ended without a result \(exit code 3\)"),
     ],
 )
 def test_deaths_are_explained(lock, step, words):
     with pytest.raises(BuildError, match=words):
         run(step, lock=lock)
+
+
+@pytest.fixture
+def answered():
+    """SIGTERM answered as the commands do, and the former answers afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    answer_sigterm()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)], ids=["int", "term"]
+)
+def test_a_signal_ends_the_worker_too(lock, answered, number, raised):
+    workers = []
+
+    def strike(pid):
+        workers.append(int(pid))
+        signal.raise_signal(number)
+
+    begin = time.monotonic()
+    with pytest.raises(raised):
+        run(steps.waits, lock=lock, report=strike)
+    with pytest.raises(ProcessLookupError):
+        os.kill(workers[0], 0)
+    assert time.monotonic() - begin < 30
+
+
+def test_the_signal_of_a_whole_group_is_told_as_ours(lock, answered):
+    """The worker dies of it a moment before it reaches us."""
+    timer = []
+
+    def strike_both(pid):
+        os.kill(int(pid), signal.SIGTERM)
+        timer.append(threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)))
+        timer[0].start()
+
+    with pytest.raises(Terminated):
+        run(steps.waits, lock=lock, report=strike_both)
 
 
 def test_no_orphan_outlives_a_killed_parent(tmp_path):
@@ -58,7 +104,7 @@ def test_no_orphan_outlives_a_killed_parent(tmp_path):
         f"    run(s.writes_for_ever, {str(target)!r}, lock=SharedLock(d))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a busy machine takes minutes to import torch
     while not target.exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)

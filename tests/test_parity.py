@@ -1,7 +1,9 @@
 """Parity on photographs, and the statistics it is stated in."""
 
 import json
+import re
 import runpy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +11,13 @@ from conftest import ROOT
 from polygraphy.comparator import CosineSimilarityCompareFunc, IterationResult, L2CompareFunc, SimpleCompareFunc
 from tiny import seeded_input
 
+from lare2_export import parity as parity_module
+from lare2_export.judged import judged_images
+from lare2_export.options import BuildOptions
+from lare2_export.parity_step import measure_parity
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_rt.bundle import open_bundle
-from lare2_rt.errors import UsageError
+from lare2_rt.errors import ImageError, UsageError
 from lare2_rt.metrics import difference
 
 SCRIPT = ROOT / "benchmarks/parity.py"
@@ -22,8 +28,24 @@ def parity():
     return runpy.run_path(str(SCRIPT))
 
 
-def test_shipped_photos_are_within_tolerance(parity, embedded, photos):
-    report = parity["run"](open_bundle(embedded), open_model_folder(default_model_folder()), photos)
+@pytest.fixture(scope="module")
+def shipped(parity, embedded, photos):
+    """The report of the shipped photographs, and of each of its entries the arrays that it was computed from."""
+    compared = []
+
+    def recording(ours, theirs, tolerance):
+        entry = judged_images(ours, theirs, tolerance)
+        compared.append((np.stack(ours), np.stack(theirs), entry))
+        return entry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity_module, "judged_images", recording)
+        report = parity["run"](open_bundle(embedded), open_model_folder(default_model_folder()), photos)
+    return report, compared
+
+
+def test_shipped_photos_are_within_tolerance(shipped, photos):
+    report, _ = shipped
     assert report["passed"]
     assert report["same_bits_as_batch_1"] == {"4": True}
     assert report["end_to_end"]["verdict_flips"] == 0
@@ -31,6 +53,17 @@ def test_shipped_photos_are_within_tolerance(parity, embedded, photos):
     for component in report["components"].values():
         for entry in component["outputs"].values():
             assert 0 < entry["worst_relative_l2"] <= entry["tolerance"]
+
+
+def test_an_unreadable_image_is_named(embedded, photos, rocket, tmp_path):
+    """Before the reference is loaded; the sentence is all that the user sees of it."""
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(rocket.read_bytes()[:20_000])
+    for path, words in ((bad, "truncated or damaged"), (tmp_path / "gone.png", "no such file")):
+        plan = SimpleNamespace(options=BuildOptions(images=(str(photos[0]), str(path))))
+        draft = open_bundle(embedded).manifest
+        with pytest.raises(ImageError, match=f"^{re.escape(str(path))}: {words}"):
+            measure_parity(plan, draft, embedded, None, report=lambda line: pytest.fail(line))
 
 
 def test_committed_report_is_of_the_embedded_bundle(embedded):
@@ -48,19 +81,48 @@ def test_wrong_weights_are_named(parity, tiny, photos):
         parity["run"](open_bundle(tiny[1].path), open_model_folder(default_model_folder()), photos)
 
 
-def test_statistics_agree_with_polygraphy():
-    reference = seeded_input("reference", (4, 3, 50))
-    actual = reference + np.float32(1e-3) * seeded_input("error", (4, 3, 50))
-    ours = difference(actual, reference)
+def polygraphy_statistics(actual, reference):
+    """What Polygraphy's comparators say about a pair, under the names of ours where both have the figure."""
     pair = IterationResult({"x": actual}), IterationResult({"x": reference})
-    simple = SimpleCompareFunc(check_error_stat="quantile", error_quantile=0.99, atol=1, rtol=1)(*pair)["x"]
-    assert ours.max_abs == pytest.approx(simple.max_absdiff, rel=1e-4)
-    assert ours.mean_abs == pytest.approx(simple.mean_absdiff, rel=1e-4)
-    assert ours.p99_abs == pytest.approx(simple.quantile_absdiff, rel=1e-3)
-    distance = L2CompareFunc(np.inf)(*pair)["x"]
-    assert ours.relative_l2 * np.linalg.norm(reference) == pytest.approx(distance.l2_norm, rel=1e-5)
-    similarity = CosineSimilarityCompareFunc(-1)(*pair)["x"]
-    assert ours.cosine == pytest.approx(similarity.cosine_similarity, rel=1e-6)
+    simple = SimpleCompareFunc(check_error_stat="quantile", error_quantile=0.99, atol=np.inf, rtol=np.inf)(*pair)["x"]
+    perceptual = L2CompareFunc(np.inf)(*pair)["x"], CosineSimilarityCompareFunc(-1)(*pair)["x"]
+    return {
+        "max_abs": simple.max_absdiff,
+        "mean_abs": simple.mean_absdiff,
+        "p99_abs": simple.quantile_absdiff,
+        "l2": perceptual[0].l2_norm,
+        "cosine": perceptual[1].cosine_similarity,
+    }
+
+
+def check_against_polygraphy(actual, reference, ours):
+    theirs = polygraphy_statistics(actual, reference)
+    ours = {**ours, "l2": ours["relative_l2"] * np.linalg.norm(reference.astype(np.float64))}
+    # Polygraphy subtracts in float32 and rounds quantiles; the difference itself has six digits at best.
+    tolerances = {"max_abs": 1e-3, "mean_abs": 1e-3, "p99_abs": 1e-3, "l2": 1e-3, "cosine": 1e-6}
+    for name, relative in tolerances.items():
+        assert ours[name] == pytest.approx(float(theirs[name]), rel=relative, abs=1e-12), name
+
+
+def test_statistics_agree_with_polygraphy_on_the_photographs(shipped, photos):
+    """The very arrays of the parity run: reference against exported components, and end to end."""
+    report, compared = shipped
+    reported = [entry for component in report["components"].values() for entry in component["outputs"].values()]
+    reported += [report["end_to_end"][name] for name in ("lare", "logits")]
+    assert len(compared) >= 9  # seven outputs and probes of the components, two of the chain
+    for entry in reported:
+        statistics = {name: entry[name] for name in ("relative_l2", "max_abs", "mean_abs", "p99_abs", "cosine")}
+        (pair,) = (pair for pair in compared if statistics.items() <= pair[2].items())
+        assert len(pair[0]) == len(photos)
+        assert entry["not_finite"] == 0
+        check_against_polygraphy(*pair)
+
+
+def test_statistics_agree_with_polygraphy_on_larger_errors():
+    reference = seeded_input("reference", (4, 3, 50))
+    for scale in (1e-3, 1, 100):
+        actual = reference + np.float32(scale) * seeded_input("error", (4, 3, 50))
+        check_against_polygraphy(actual, reference, difference(actual, reference).as_dict())
 
 
 def test_difference_edges():

@@ -7,7 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -16,6 +19,11 @@ from lare2_rt.bundle import open_bundle
 
 SCRIPT = ROOT / "export/build_engines.py"
 SEEDED = random.Random(20240617)
+PACKAGED = [
+    path for name in ("lare2_ref", "export/lare2_export", "runtime/lare2_rt") for path in (ROOT / name).rglob("*")
+]
+# Nothing may lead to the checkout.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def build(out, **options):
@@ -59,18 +67,46 @@ def test_killed_three_times(tmp_path, built_mini):
     assert "already exported by an earlier run" in lines
 
 
-def test_interrupted_build_says_so_and_ends_at_once(tmp_path):
-    process = build(tmp_path / "engines")
-    for _ in range(3):
-        process.stderr.readline()
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [
+        (signal.SIGINT, False),
+        (signal.SIGTERM, True),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_build_says_so_and_ends_at_once(tmp_path, embedded, number, whole_group):
+    """Alone, or with all its workers as Ctrl-C in a terminal and 'timeout' do; the old bundle is back in its place."""
+    out, aside = tmp_path / "engines", tmp_path / ".engines.old-0123abcd"
+    shutil.copytree(embedded, aside)
+    process = build(out, start_new_session=True)
+    lines = []
+    while not lines or "exporting batch 1" not in lines[-1]:
+        lines.append(process.stderr.readline())
+        assert lines[-1], lines
     begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, lines = process.communicate()
-    assert process.returncode == 130
-    assert time.monotonic() - begin < 5
-    assert lines.splitlines()[-1].startswith("build_engines: interrupted; finished components are kept")
-    assert "Traceback" not in lines
-    assert not (tmp_path / "engines").exists()
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    lines += process.communicate()[1].splitlines()
+    word, code = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}[number]
+    assert process.returncode == code
+    assert lines[-1] == f"build_engines: {word}; finished components are kept and reused by the next run"
+    assert "Traceback" not in "".join(lines)
+    while group_lives(process.pid):
+        assert time.monotonic() - begin < 5
+        time.sleep(0.05)
+    (told,) = [line for line in lines if "killed build" in line]
+    assert told.rstrip().endswith(f"note: {out} was missing after a killed build: put back from {aside.name}")
+    assert open_bundle(out).manifest.id == open_bundle(embedded).manifest.id
+    assert not aside.exists()
+
+
+def group_lives(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_full_disk_is_a_sentence(tmp_path):
@@ -98,24 +134,79 @@ def test_killed_at_twenty_points(row, tmp_path, built_mini):
     assert kills >= 3  # a late point can fall behind the end of a build that had little left to do
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The project as it is installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_wheel_is_small_and_whole(wheel):
+    """At most 24 MB of embedded bundle and reference weights, and as much for everything together."""
+    models = [path for path in PACKAGED if path.is_file() and "models" in path.parts]
+    assert sum(path.stat().st_size for path in models) <= 24e6
+    assert wheel.stat().st_size <= 24e6
+    with zipfile.ZipFile(wheel) as archive:
+        held = {info.filename: info.file_size for info in archive.infolist()}
+    for path in models:
+        (name,) = [name for name in held if str(path).endswith("/" + name)]
+        assert held[name] == path.stat().st_size
+    assert {"lare2_export/__main__.py", "lare2_rt/cli/app.py", "lare2_ref/lare.py"} <= held.keys()
+    assert {name.split("/")[0].split("-")[0] for name in held} == {"lare2_rt", "lare2_ref", "lare2_export"}
+    hidden = [name for name in held if "/." in name or name.endswith(".pyc")]
+    assert hidden == []
+
+
+def test_no_file_of_a_bundle_tells_where_it_was_built(built_mini, embedded):
+    """Weight files and arrays too: nothing between the tensors, nothing after them."""
+    names = {str(ROOT), str(built_mini), str(built_mini.parent), str(Path.home()), sys.prefix, "site-packages"}
+    for folder in (built_mini, embedded):
+        for path in folder.iterdir():
+            content = path.read_bytes()
+            assert [name for name in names if len(name) > 1 and name.encode() in content] == [], path.name
+
+
 @pytest.mark.slow
-def test_two_environments_give_equal_component_bytes(tmp_path, built_mini):
-    """The same packages reached through another path, and a copy of the project: not one byte differs."""
-    copy = tmp_path / "elsewhere" / "project"
-    for package in ("lare2_ref", "export", "runtime"):
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--symlinks", environment], check=True)
+def test_two_environments_give_equal_bytes(tmp_path, wheel):
+    """The project's wheel, installed into two environments at different places: not one byte of their bundles differs.
+
+    Only this project is installed twice. The packages that it uses are the same files in both environments, reached by
+    a path entry: a second torch would not fit into the disks on which these tests have to run. So this shows that no
+    path of ours, of the environment, of the working folder or of the target gets into a bundle; that equal versions
+    installed elsewhere have equal bytes is the package index's promise.
+    """
+    folders = [tmp_path / "one", tmp_path / "another/and/a/rather/longer/way/to/it"]
+    bundles = []
+    for folder in folders:
+        python = installed(wheel, folder / "environment")
+        run = in_environment(python, "-c", WHERE, cwd=folder)
+        assert all(Path(name).is_relative_to(folder / "environment/lib") for name in run.stdout.split())
+        in_environment(python, "-m", "lare2_export", "--batch", "1", cwd=folder)
+        bundles.append({path.name: path.read_bytes() for path in (folder / "engines").iterdir()})
+    ours, theirs = bundles
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert [n for n, content in ours.items() for folder in folders if str(folder).encode() in content] == []
+
+
+def installed(wheel, environment):
+    """Make an environment with the wheel in it and the packages of this one on its path; returns its interpreter."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin/python"
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
+    subprocess.run(command, env=ENVIRONMENT, check=True)
     site = next((environment / "lib").glob("python*/site-packages"))
-    original = next(path for path in sys.path if path.endswith("site-packages"))
-    for entry in os.scandir(original):
-        if not entry.name.endswith(".pth") and not (site / entry.name).exists():
-            (site / entry.name).symlink_to(entry.path)
-    (site / "copy.pth").write_text("".join(f"{path}\n" for path in (copy, copy / "export", copy / "runtime")))
-    out = tmp_path / "engines"
-    command = [environment / "bin/python", copy / "export/build_engines.py", "--out", out]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    ours, theirs = open_bundle(built_mini).manifest, open_bundle(out).manifest
-    assert ours.files.keys() == theirs.files.keys()
-    assert {n: f.sha256 for n, f in ours.files.items()} == {n: f.sha256 for n, f in theirs.files.items()}
-    assert ours.id == theirs.id
+    (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+WHERE = "import lare2_ref, lare2_export, lare2_rt; print(lare2_ref.__file__, lare2_export.__file__, lare2_rt.__file__)"
+
+
+def in_environment(python, *arguments, cwd):
+    run = subprocess.run([python, *arguments], cwd=cwd, env=ENVIRONMENT, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run

@@ -188,4 +188,4 @@ def test_page_says_where_null_may_be():
 
 def test_page_gives_the_exit_codes_of_the_command():
     rows = re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)
-    assert list(map(int, rows)) == [0, app.EXIT_FILES, app.EXIT_USAGE, app.EXIT_INTERRUPTED]
+    assert list(map(int, rows)) == [0, app.EXIT_FILES, app.EXIT_USAGE, app.EXIT_INTERRUPTED, app.EXIT_TERMINATED]

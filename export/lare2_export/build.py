@@ -20,11 +20,12 @@ from lare2_rt.noise import draw_noise
 from .components import COMPONENTS
 from .describe import describe
 from .export_step import export_component
+from .half_parity import has_half
 from .isolate import Report, SharedLock, run_isolated
 from .notice import notice_text
 from .options import BuildOptions
 from .parity import what_failed
-from .parity_step import measure_parity
+from .parity_step import measure_half_parity, measure_parity
 from .plan import Plan, make_plan
 from .staging import BuildError, Staging, check_target
 
@@ -55,11 +56,14 @@ def build_bundle(sources: ModelSources, out: Path, options: BuildOptions, *, rep
         draft = describe(plan, components, staging=staging, parity=None)
         staging.prune(keep={*draft.files, *(staging.marker(component.name) for component in COMPONENTS)})
         report("parity against the reference")
-        parity, selfcheck = run_isolated(
-            "parity", measure_parity, plan, draft, staging.folder, noise, lock=lock, report=report
-        )
+        given = (plan, draft, staging.folder, noise)
+        measured = run_isolated("parity", measure_parity, *given, lock=lock, report=report)
+        parity = measured.report
+        if has_half(draft):
+            report("half precision against the reference")
+            parity = run_isolated("half precision", measure_half_parity, *given, measured, lock=lock, report=report)
         write_bytes(staging.folder / PARITY, (json.dumps(parity, indent=2, sort_keys=True) + "\n").encode())
-        write_bytes(staging.folder / SELFCHECK, _npy(selfcheck))
+        write_bytes(staging.folder / SELFCHECK, _npy(measured.selfcheck))
         _refuse_unfaithful(parity, plan, out, staging)
         final = describe(plan, components, staging=staging, parity=parity)
         write_bytes(staging.folder / MANIFEST, final.to_json())

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from lare2_rt.atomic import reason
-from lare2_rt.cli.app import EXIT_INTERRUPTED, EXIT_USAGE
-from lare2_rt.cli.console import Interrupted
+from lare2_rt.cli.app import EXIT_USAGE
+from lare2_rt.cli.console import Interrupted, answering_sigterm, interruptible
 from lare2_rt.errors import Lare2Error
 from lare2_rt.output import printable
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 
 
 @app.command()
+@interruptible
 def build(
     out: Annotated[
         Path, typer.Option(help="Bundle folder to write; a bundle there is replaced once the new one is proven.")
@@ -37,10 +38,22 @@ def build(
     ] = None,
     sd: Annotated[
         Optional[str],
-        typer.Option(help="Stable Diffusion instead of the model's own: hub id or folder in diffusers layout."),
+        typer.Option(
+            help="Stable Diffusion instead of the model's own: hub id, folder in diffusers layout, or one .safetensors."
+        ),
     ] = None,
+    prediction_type: Annotated[
+        Optional[Literal["epsilon", "v_prediction"]],
+        typer.Option(help="What the UNet of a single --sd file predicts. Default: as its family does; a note says it."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Also read Stable Diffusion from .ckpt and .bin, as plain tensors only."),
+    ] = False,
     revision: Annotated[Optional[str], typer.Option(help="Revision of the hub id. Default: its main branch.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub cache has.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only what the hub cache has, for --sd and --clip.")
+    ] = False,
     clip: Annotated[
         Optional[str],
         typer.Option(help="CLIP ResNet instead of the model's own: file, folder or open_clip:RN50/openai."),
@@ -70,6 +83,12 @@ def build(
     image_size: Annotated[int, typer.Option(help="Side of the LaRE input in pixels.")] = 256,
     batch: Annotated[
         Optional[list[int]], typer.Option(min=1, help="Images per call; repeat for several graphs. Default: 1 and 4.")
+    ] = None,
+    half: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--half/--no-half", help="Export fp16 graphs for GPUs too. Default: where the weights are trained."
+        ),
     ] = None,
     noise_seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that every image shares.")] = 0,
     exif: Annotated[
@@ -114,13 +133,16 @@ def build(
     from lare2_ref.quiet import quieten_libraries
     from lare2_rt.inputs import expand
     from lare2_rt.policy import Preprocessing
+    from lare2_rt.swap import restore
     from lare2_rt.threads import available_threads
 
     from .build import build_bundle
     from .options import BuildOptions
 
     quieten_libraries()
-    chosen = SourceOptions(model, sd, revision, offline, clip, allow_unverified_torchscript, head)
+    chosen = SourceOptions(
+        model, sd, prediction_type, allow_pickle, revision, offline, clip, allow_unverified_torchscript, head
+    )
     sources = _synthetic(synthetic_kind, chosen) if synthetic_kind is not None else _given(chosen)
     for note in sources.notes:
         report(f"note: {note}")
@@ -130,6 +152,7 @@ def build(
         ensemble=ensemble,
         image_size=image_size,
         batches=tuple(sorted(set(batch or (1, 4)))),
+        half=half,
         noise_seed=noise_seed,
         policy=Preprocessing(exif=exif, alpha=alpha, icc=icc, padding=padding),
         threads=threads or available_threads(),
@@ -138,10 +161,10 @@ def build(
     if dry_run:
         _dry_run(sources, out, options)
         return
-    try:
-        bundle = build_bundle(sources, out, options, report=report)
-    except KeyboardInterrupt:
-        raise Interrupted from None
+    aside = restore(out)
+    if aside is not None:
+        report(f"note: {out} was missing after a killed build: put back from {aside.name}")
+    bundle = build_bundle(sources, out, options, report=report)
     parity = bundle.manifest.parity
     assert parity is not None
     report(
@@ -179,6 +202,8 @@ class SourceOptions:
 
     model: Path | None
     sd: str | None
+    prediction_type: Literal["epsilon", "v_prediction"] | None
+    allow_pickle: bool
     revision: str | None
     offline: bool
     clip: str | None
@@ -203,19 +228,35 @@ def _given(options: SourceOptions) -> ModelSources:
     from lare2_ref.sd_source import find_stable_diffusion
     from lare2_ref.sources import combine, default_model_folder, open_model_folder
 
+    from .staging import BuildError
+
     sd, clip, head = options.sd, options.clip, options.head
+    if sd is None and options.prediction_type is not None:
+        raise BuildError("--prediction-type is for a single Stable Diffusion file; give it as --sd too")
     whole = sd is not None and head is not None
-    base = None if whole and options.model is None else open_model_folder(options.model or default_model_folder())
-    return combine(
-        base,
-        sd=None if sd is None else find_stable_diffusion(sd, revision=options.revision, offline=options.offline),
-        clip=None if clip is None else find_clip(clip, trust_torchscript=options.trust_torchscript),
-        head=None if head is None else find_head(head),
+    base = (
+        None
+        if whole and options.model is None
+        else open_model_folder(options.model or default_model_folder(), allow_pickle=options.allow_pickle)
     )
+    diffusion = None
+    if sd is not None:
+        diffusion = find_stable_diffusion(
+            sd,
+            revision=options.revision,
+            offline=options.offline,
+            allow_pickle=options.allow_pickle,
+            prediction_type=options.prediction_type,
+        )
+    backbone = None
+    if clip is not None:
+        backbone = find_clip(clip, trust_torchscript=options.trust_torchscript, offline=options.offline)
+    return combine(base, sd=diffusion, clip=backbone, head=None if head is None else find_head(head))
 
 
+@answering_sigterm
 def main() -> None:
-    """Entry point: known errors become one sentence and exit code 2."""
+    """Entry point: known errors become one sentence and exit code 2, Ctrl-C and SIGTERM one and 130 or 143."""
     try:
         app()
     except Lare2Error as error:
@@ -224,6 +265,6 @@ def main() -> None:
     except OSError as error:
         sys.stderr.write(f"build_engines: {printable(reason(error))}; free some space or choose another --out\n")
         sys.exit(EXIT_USAGE)
-    except (Interrupted, KeyboardInterrupt):
-        sys.stderr.write("build_engines: interrupted; finished components are kept and reused by the next run\n")
-        sys.exit(EXIT_INTERRUPTED)
+    except Interrupted as ending:
+        sys.stderr.write(f"build_engines: {ending}; finished components are kept and reused by the next run\n")
+        sys.exit(ending.code)

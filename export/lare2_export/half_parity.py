@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from lare2_rt.bundle import Bundle
-from lare2_rt.detection import DecisionRule, probability_of_generated
+from lare2_rt.detection import DecisionRule
+from lare2_rt.manifest import Manifest
 
 from .components import COMPONENTS, Component
 from .judged import judged_gap, judged_images
@@ -21,12 +22,17 @@ END_TO_END = {
 }
 
 
-def has_half(bundle: Bundle) -> bool:
+def has_half(manifest: Manifest) -> bool:
     """Whether every component has a half-precision graph for one image."""
     return all(
-        bundle.manifest.variant(component.name, batch=1, precision="fp16", profile="native") is not None  # type: ignore[arg-type]
+        manifest.variant(component.name, batch=1, precision="fp16", profile="native") is not None  # type: ignore[arg-type]
         for component in COMPONENTS
     )
+
+
+def with_half(report: dict[str, Any], half: dict[str, Any]) -> dict[str, Any]:
+    """Return a parity report that includes ``measure_half``'s part and passes only if both do."""
+    return {**report, "passed": report["passed"] and half["passed"], "half": half}
 
 
 def measure_half(expected: Sequence[Arrays], bundle: Bundle, *, rule: DecisionRule, threads: int) -> dict[str, Any]:
@@ -85,8 +91,8 @@ def _carry_on(component: Component, rounded: Rounded, arrays: Arrays, own: Array
 def _end_to_end(chain: Sequence[Arrays], expected: Sequence[Arrays], rule: DecisionRule) -> dict[str, Any]:
     tolerance, reason = END_TO_END["lare"]
     lare = judged_images([c["lare"] for c in chain], [e["lare"] for e in expected], tolerance)
-    ours = [probability_of_generated(c["logits"][0]) for c in chain]
-    theirs = [probability_of_generated(e["logits"][0]) for e in expected]
+    ours = [rule.probability(c["logits"][0]) for c in chain]
+    theirs = [rule.probability(e["logits"][0]) for e in expected]
     logits = max(float(np.abs(c["logits"] - e["logits"]).max()) for c, e in zip(chain, expected, strict=True))
     limit, why = END_TO_END["probability"]
     probability = {**judged_gap(ours, theirs, limit), "reason": why}

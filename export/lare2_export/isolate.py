@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -29,6 +30,8 @@ from .staging import BuildError
 Report = Callable[[str], None]
 Result = TypeVar("Result")
 _CONTEXT = multiprocessing.get_context("forkserver")
+# 'timeout' and others end a whole group of processes: then our own signal is due now, and it is the one to tell.
+_OWN_SIGNAL = 0.5  # seconds
 _PRELOAD = ["lare2_export.onnx_export", "lare2_export.parity", "lare2_ref.sources", "transformers"]
 
 
@@ -69,20 +72,17 @@ def run_isolated(
     try:
         while True:
             kind, content = ours.recv()
-            if kind == "report":
-                report(content)
-            elif kind == "result":
-                result: Result = content
+            if kind != "report":
+                result: Result = answer(name, kind, content)
                 return result
-            elif kind == "refused":
-                raise content
-            else:
-                raise BuildError(f"{name} failed: {content}; the full trace is above, finished components are kept")
+            report(content)
     except KeyboardInterrupt:
         child.kill()  # it ignores the signal, so that we decide
         raise
     except EOFError:
         child.join()
+        if child.exitcode == -signal.SIGTERM:
+            time.sleep(_OWN_SIGNAL)
         raise BuildError(f"{name} {_how_it_died(child.exitcode)}; finished components are kept") from None
     finally:
         child.join(timeout=10)
@@ -104,19 +104,34 @@ def _child(pipe: Connection, lock: SharedLock, function: Callable[..., object], 
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends us
     try:
-        result = function(*arguments, report=lambda line: pipe.send(("report", line)))
-        pipe.send(("report", f"  peak memory {peak_gigabytes():.1f} GB"))
-        pipe.send(("result", result))
-    except Lare2Error as error:
-        pipe.send(("refused", error))
-    except OSError as error:
-        pipe.send(("refused", BuildError(f"cannot write the bundle: {reason(error)}; free some space and build again")))
-    except Exception as error:  # the exporters raise anything; the parent needs one sentence, the developer the trace
-        traceback.print_exc(file=sys.stderr)
-        pipe.send(("failed", f"{type(error).__name__}: {first_line(error)}"))
+        pipe.send(attempt(function, *arguments, report=lambda line: pipe.send(("report", line))))
     finally:
         assert lock.descriptor >= 0
         pipe.close()
+
+
+def attempt(function: Callable[..., object], *arguments: object, report: Report) -> tuple[str, object]:
+    """Run one step here; returns its result, or what went wrong, in the form that ``answer`` takes."""
+    try:
+        result = function(*arguments, report=report)
+        report(f"  peak memory {peak_gigabytes():.1f} GB")
+    except Lare2Error as error:
+        return "refused", error
+    except OSError as error:
+        return "refused", BuildError(f"cannot write the bundle: {reason(error)}; free some space and build again")
+    except Exception as error:  # the exporters raise anything; the parent needs one sentence, the developer the trace
+        traceback.print_exc(file=sys.stderr)
+        return "failed", f"{type(error).__name__}: {first_line(error)}"
+    return "result", result
+
+
+def answer(name: str, kind: str, content: Any) -> Any:  # noqa: ANN401 - a step returns what it likes
+    """Return the result of an ``attempt`` at step ``name``; raises Lare2Error where it has none."""
+    if kind == "refused":
+        raise content
+    if kind == "failed":
+        raise BuildError(f"{name} failed: {content}; the full trace is above, finished components are kept")
+    return content
 
 
 def _end_with_parent() -> None:

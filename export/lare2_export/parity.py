@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from lare2_ref.reference import Lare2Reference
 from lare2_rt.bundle import Bundle
-from lare2_rt.detection import DecisionRule, probability_of_generated
+from lare2_rt.detection import DecisionRule
 from lare2_rt.engines import EngineOptions, OpenEngine, open_engine
 from lare2_rt.engines.onnxruntime import PROVIDER, open_session, session_settings
 from lare2_rt.manifest import Variant
 from lare2_rt.preprocess import Pixels
 
 from .components import COMPONENTS, Component
-from .half_parity import has_half, measure_half
 from .judged import judged_gap, judged_images
 from .onnx_export import add_output
 from .rounding import LARGEST
@@ -50,7 +49,7 @@ def measure(
     engine: str = "onnxruntime",
     threads: int,
 ) -> dict[str, Any]:
-    """Compare a bundle with the reference; returns the content of ``parity.json``.
+    """Compare a bundle's float32 graphs with the reference; returns the content of ``parity.json``.
 
     Args:
         expected: ``reference_arrays`` of the pictures; the reference itself need not be in memory any more.
@@ -69,13 +68,11 @@ def measure(
         opened.close()
     batches = {str(batch): _same_bits(bundle, pictures, actual, batch=batch, engine=engine, threads=threads)
                for batch in bundle.batches if batch != 1}  # fmt: skip
-    half = measure_half(expected, bundle, rule=rule, threads=threads) if has_half(bundle) else None
     return {
         "schema": "lare2-rt/parity/1",
         "passed": all(entry["passed"] for entry in components.values())
         and end_to_end["passed"]
-        and all(batches.values())
-        and (half is None or half["passed"]),
+        and all(batches.values()),
         "images": [_pixels_sha256(picture) for picture in pictures],
         "reference": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "open_clip_torch")},
         "engine": {"name": info.name, "version": info.version, "device": info.device, "precision": info.precision},
@@ -84,7 +81,6 @@ def measure(
         # Over the images, of the reference's logit for "generated" minus the one for "real".
         "logit_standard_deviation": float(np.std([float(e["logits"][0, 1] - e["logits"][0, 0]) for e in expected])),
         "same_bits_as_batch_1": batches,
-        **({} if half is None else {"half": half}),
     }
 
 
@@ -152,8 +148,8 @@ def _compare_chain(
         pair = ([a[name] for a in actual], [e[name] for e in expected])
         entries[name] = {**judged_images(*pair, tolerance), "reason": reason}
     tolerance, reason = END_TO_END["probability"]
-    ours = [probability_of_generated(a["logits"][0]) for a in actual]
-    theirs = [probability_of_generated(e["logits"][0]) for e in expected]
+    ours = [rule.probability(a["logits"][0]) for a in actual]
+    theirs = [rule.probability(e["logits"][0]) for e in expected]
     entries["probability"] = {**judged_gap(ours, theirs, tolerance), "reason": reason}
     entries["verdict_flips"] = sum(rule.verdict(a) != rule.verdict(b) for a, b in zip(ours, theirs, strict=True))
     entries["passed"] = all(entries[name]["passed"] for name in END_TO_END)

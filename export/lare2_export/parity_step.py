@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,46 @@ from numpy.typing import NDArray
 from lare2_ref.quiet import quieten_libraries
 from lare2_ref.sources import load_reference
 from lare2_rt.bundle import Bundle
-from lare2_rt.decode import ImageSource
-from lare2_rt.manifest import Manifest
+from lare2_rt.decode import ImageSource, source_name
+from lare2_rt.detection import DecisionRule
+from lare2_rt.errors import ImageError
+from lare2_rt.manifest import Manifest, Method
 from lare2_rt.noise import Noise
 from lare2_rt.pictures import procedural_pictures
-from lare2_rt.preprocess import preprocess
+from lare2_rt.policy import Preprocessing
+from lare2_rt.preprocess import Pixels, preprocess
 
+from .half_parity import measure_half, with_half
 from .isolate import Report
-from .parity import measure, reference_arrays
+from .parity import Arrays, measure, reference_arrays
 from .photographs import photographs
 from .plan import Plan
 
 
-def measure_parity(
-    plan: Plan, draft: Manifest, folder: Path, noise: Noise, *, report: Report
-) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """Measure the bundle in ``folder``, whose manifest is ``draft``.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Results of a parity run.
 
-    Returns the content of ``parity.json``, and for the self-check of engines the reference's logits and LaRE on the
-    procedural pictures: float32 [n,2+C·h·w].
+    Attributes:
+        report: content of ``parity.json``, float32.
+        selfcheck: the reference's logits and LaRE on the procedural pictures, float32 [n,2+C·h·w].
+        expected: every input and output of every component, by name, for each picture; rule: for verdict flips.
     """
+
+    report: dict[str, Any]
+    selfcheck: NDArray[np.float32]
+    expected: list[Arrays]
+    rule: DecisionRule
+
+
+def measure_parity(plan: Plan, draft: Manifest, folder: Path, noise: Noise, *, report: Report) -> Measured:
+    """Measure the float32 graphs of the bundle in ``folder``, whose manifest is ``draft``."""
     options, method = plan.options, draft.method
     quieten_libraries()
     torch.set_num_threads(options.threads)
     procedural = procedural_pictures()
     sources: list[ImageSource] = [*procedural, *(options.images or photographs())]
-    pictures = [
-        preprocess(picture, options.policy, image_size=method.image_size, crop_size=method.crop_size)
-        for picture in sources
-    ]
+    pictures = [_pixels(source, options.policy, method) for source in sources]
     report(f"  reference on {len(pictures)} images")
     reference = load_reference(
         plan.sources,
@@ -57,4 +69,23 @@ def measure_parity(
     gc.collect()
     report("  exported components and chain")
     selfcheck = np.stack([np.concatenate([a["logits"][0], a["lare"][0].ravel()]) for a in expected[: len(procedural)]])
-    return measure(expected, Bundle(folder, draft, noise), pictures, rule=rule, threads=options.threads), selfcheck
+    figures = measure(expected, Bundle(folder, draft, noise), pictures, rule=rule, threads=options.threads)
+    return Measured(figures, selfcheck, expected, rule)
+
+
+def measure_half_parity(
+    plan: Plan, draft: Manifest, folder: Path, noise: Noise, measured: Measured, *, report: Report
+) -> dict[str, Any]:
+    """Add the half-precision part to a parity report; in its own process, because it takes as much memory again."""
+    report(f"  every value rounded to half, on {len(measured.expected)} images")
+    bundle = Bundle(folder, draft, noise)
+    half = measure_half(measured.expected, bundle, rule=measured.rule, threads=plan.options.threads)
+    return with_half(measured.report, half)
+
+
+def _pixels(source: ImageSource, policy: Preprocessing, method: Method) -> Pixels:
+    """Preprocess a picture; raises ImageError with its name."""
+    try:
+        return preprocess(source, policy, image_size=method.image_size, crop_size=method.crop_size)
+    except ImageError as error:
+        raise ImageError(f"{source_name(source)}: {error}") from error

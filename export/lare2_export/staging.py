@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from lare2_rt.atomic import fsync_folder, reason, write_bytes
 from lare2_rt.errors import Lare2Error, OutputError
 from lare2_rt.integrity import HashCache
 from lare2_rt.manifest import MANIFEST, FileEntry
+from lare2_rt.swap import building_folder, folder_lock, swap_in
 
 
 class BuildError(Lare2Error):
@@ -37,25 +35,29 @@ class Staging:
 
     def __init__(self, out: Path) -> None:
         self.out = out.resolve()
-        self.folder = self.out.with_name(f".{self.out.name}.building")
-        self._hashes = (
-            HashCache()
-        )  # of this build alone, never saved: the finished bundle is read anew before it is published
+        self.folder = building_folder(self.out)
+        # Of this build alone, never saved: the finished bundle is read anew before it is published.
+        self._hashes = HashCache()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:
-        """Create the folder and hold its lock (yields its descriptor); raises BuildError when another build has it."""
+        """Create the folder and hold its lock (yields its descriptor).
+
+        Raises:
+            BuildError: another build has the lock.
+            OutputError: the folder, or in the block anything in it, cannot be written.
+        """
         try:
-            self.folder.mkdir(exist_ok=True)
-            handle = os.open(self.folder, os.O_RDONLY)
+            # A little patience for the last worker of a build that was killed a moment ago.
+            with folder_lock(self.folder, seconds=2, create=True) as handle:
+                if handle is None:
+                    raise BuildError(f"another build is writing {self.out}; wait for it or choose another --out")
+                yield handle
         except OSError as error:
-            raise OutputError(f"cannot build beside {self.out}: {reason(error)}; choose another --out") from error
-        try:
-            if not _locked_in_time(handle):
-                raise BuildError(f"another build is writing {self.out}; wait for it or choose another --out")
-            yield handle
-        finally:
-            os.close(handle)
+            raise OutputError(
+                f"cannot write the bundle {self.out}: {reason(error)}; free some space or choose another --out, "
+                "finished components are kept"
+            ) from error
 
     def finished(self, component: str, key: str) -> dict[str, Any] | None:
         """Return what ``finish`` stored for a component if its key is the same and its files are whole."""
@@ -100,27 +102,6 @@ class Staging:
                 path.unlink()
 
     def publish(self) -> None:
-        """Swap the folder in: the old bundle is moved aside first and removed last."""
+        """Swap the folder in; raises OSError, with the old bundle in its place."""
         fsync_folder(self.folder)
-        old = self.out.with_name(f".{self.out.name}.old-{secrets.token_hex(4)}")
-        if self.out.exists():
-            self.out.rename(old)
-        self.folder.rename(self.out)
-        fsync_folder(self.out.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _locked_in_time(handle: int, seconds: float = 2.0) -> bool:
-    """Take the lock, waiting a little for the last worker of a build that was killed a moment ago."""
-    import fcntl
-
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        else:
-            return True
+        swap_in(self.folder, self.out)

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import OutputError
+from .rename import rename_new
+
+_Settle = Callable[[Path, Path], Path]
 
 
 def fsync_folder(folder: Path) -> None:
@@ -30,7 +33,12 @@ def temporary_beside(path: Path) -> Path:
 
 @dataclass(slots=True)
 class Draft:
-    """A file in the making: what is written to ``stream`` appears under ``target``, which may still be changed."""
+    """A file in the making.
+
+    Attributes:
+        stream: takes the content.
+        target: the name that the file will have, which may still be changed; after the block, the name that it got.
+    """
 
     stream: IO[Any]
     target: Path
@@ -40,31 +48,47 @@ class Draft:
 def draft_text(path: Path, *, overwrite: bool = True) -> Iterator[Draft]:
     """Open a text file (UTF-8, no newline translation) that appears under its target when the block ends well.
 
+    A target that was taken in the meantime is not replaced unless ``overwrite``, a folder or device never is: the file
+    then appears as ``NAME.1``, ``NAME.2`` and so on, whichever is free.
+
     Raises:
         OutputError: as ``check_target``, or the disk is full.
     """
     check_target(path, overwrite=overwrite)
-    with _draft(
-        path, lambda temporary: temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="")
-    ) as draft:
+    with _draft(path, _text, lambda draft, target: _settle(draft, target, overwrite=overwrite)) as draft:
         yield draft
 
 
 @contextlib.contextmanager
 def atomic_text(path: Path, *, overwrite: bool = True) -> Iterator[IO[str]]:
-    """``draft_text`` for files whose name is final: yields the stream, raises OutputError."""
+    """``draft_text`` for files whose name is final: yields the stream.
+
+    Raises:
+        OutputError: as ``draft_text``, or the name was taken in the meantime; the text says where the content is.
+    """
     with draft_text(path, overwrite=overwrite) as draft:
         yield draft.stream
+    if draft.target != path:
+        raise OutputError(taken_in_the_meantime(path, draft.target))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` atomically and durably; raises OutputError."""
-    with _draft(path, lambda temporary: temporary.open("xb")) as draft:
+    with _draft(path, lambda temporary: temporary.open("xb"), Path.replace) as draft:
         draft.stream.write(content)
 
 
+def taken_in_the_meantime(wanted: Path, got: Path) -> str:
+    """Return the sentence for a file that could not have its name."""
+    return f"{wanted} appeared in the meantime and was not replaced; the results are in {got}, rename it as you like"
+
+
+def _text(path: Path) -> IO[str]:
+    return path.open("x", encoding="utf-8", errors="backslashreplace", newline="")
+
+
 @contextlib.contextmanager
-def _draft(path: Path, opened: Callable[[Path], IO[Any]]) -> Iterator[Draft]:
+def _draft(path: Path, opened: Callable[[Path], IO[Any]], settle: _Settle) -> Iterator[Draft]:
     """Write beside ``path``, make it durable, and rename; a failure leaves nothing behind and is an OutputError."""
     temporary = temporary_beside(path)
     try:
@@ -73,13 +97,28 @@ def _draft(path: Path, opened: Callable[[Path], IO[Any]]) -> Iterator[Draft]:
             yield draft
             handle.flush()
             os.fsync(handle.fileno())
-        temporary.replace(draft.target)
+        draft.target = settle(temporary, draft.target)
         fsync_folder(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _settle(draft: Path, target: Path, *, overwrite: bool) -> Path:
+    """Give a finished draft its name, or the first free one made of it; returns that name."""
+    if overwrite and (target.is_file() or not target.exists()):
+        return draft.replace(target)
+    name, number = target, 0
+    while True:
+        try:
+            rename_new(draft, name)
+        except FileExistsError:
+            number += 1
+            name = target.with_name(f"{target.name}.{number}")
+        else:
+            return name
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:

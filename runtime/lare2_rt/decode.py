@@ -70,11 +70,7 @@ def open_image(source: ImageSource, *, as_stored: bool = False) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     image = source if isinstance(source, Image.Image) else _from_encoded(_read(source))
-    size = f"{image.width}×{image.height}"
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{size} is larger than {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first")
-    if max(image.size) > MAX_SIDE:
-        raise ImageError(f"{size} has a side of more than {MAX_SIDE} pixels; cut it into pieces first")
+    _check_size(image.width, image.height)
     undo = _UNTURN.get(_orientation(image)) if as_stored and image is not source and image.format == "TIFF" else None
     try:
         image.load()
@@ -166,7 +162,16 @@ def _from_array(array: UInt8) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         shape = list(array.shape)
         raise ImageError(f"an array must be uint8 RGB of shape [H,W,3], not {array.dtype} {shape}")
+    _check_size(array.shape[1], array.shape[0])  # before any copy: an array may be a view with more pixels than memory
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _check_size(width: int, height: int) -> None:
+    size = f"{width}×{height}"
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{size} is larger than {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{size} has a side of more than {MAX_SIDE} pixels; cut it into pieces first")
 
 
 def _read(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:

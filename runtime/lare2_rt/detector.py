@@ -18,7 +18,7 @@ import numpy as np
 from .bundle import Bundle, open_bundle
 from .decode import ImageSource, source_name
 from .detection import DecisionRule, Detection, Provenance, failed, scored
-from .engines import EngineOptions, OpenEngine, Rejected, open_engine
+from .engines import EngineOptions, Notify, OpenEngine, Rejected, open_engine
 from .errors import EngineError, ImageError, UsageError
 from .integrity import Progress
 from .locate import locate_bundle
@@ -66,20 +66,27 @@ class Detector:
         cache: str | os.PathLike[str] | None = None,
         verify: bool = False,
         progress: Progress | None = None,
+        notify: Notify | None = None,
+        cuda_graph: bool = True,
     ) -> Detector:
         """Open a bundle on an engine.
 
         Args:
             bundle: folder; default: ``LARE2_BUNDLE``, ``./engines``, else the embedded one.
-            engine: a name, or ``auto`` for the fastest usable one. A named engine never falls back.
+            engine: a name, or ``auto`` for the fastest by the measurements of ``lare2-rt bench`` on this machine, else
+                the first that can be used. A named engine never falls back.
             precision: ``fp32`` or ``fp16``; default: the engine's.
             batch: images per engine call, one of the bundle's sizes; default: the engine's. All results of one
                 detector come from this one graph, so they do not depend on how images are grouped.
             threads: CPU threads; default: what affinity and container quota allow.
             threshold: probability from which the verdict is ``generated``; default: the bundle's calibrated rule.
-            cache: folder for compiled engines; default: ``LARE2_CACHE``, else the user's cache.
+            cache: folder for compiled engines and what was measured with them; default: ``LARE2_CACHE``, else the
+                user's cache.
             verify: hash every file of the bundle again.
             progress: called with numbers of bytes while the bundle is hashed.
+            notify: called with one line before anything that takes long, such as compiling an engine, and for what a
+                user should know about the engine.
+            cuda_graph: whether a GPU engine replays one captured graph; False launches every kernel anew.
 
         Raises:
             BundleError, EngineError, UsageError: with the remedy in the text.
@@ -94,6 +101,8 @@ class Detector:
             precision=precision,
             batch=batch,
             cache=Path(cache) if cache is not None else None,
+            notify=notify,
+            cuda_graph=cuda_graph,
         )
         running, rejected = open_engine(engine, opened, options)
         info = DetectorInfo(_provenance(opened, running, located.origin), rule, rejected)

@@ -7,15 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .swap import restore
+
 Origin = Literal["named", "LARE2_BUNDLE", "./engines", "embedded"]
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A bundle folder and why it was chosen."""
+    """A bundle folder and why it was chosen.
+
+    Attributes:
+        restored: where it stood aside after a killed build until this call put it back; None as a rule.
+    """
 
     path: Path
     origin: Origin
+    restored: Path | None = None
 
 
 def embedded_bundle() -> Path:
@@ -24,14 +31,22 @@ def embedded_bundle() -> Path:
 
 
 def locate_bundle(named: str | os.PathLike[str] | None = None) -> Located:
-    """Choose the bundle: the named one, ``LARE2_BUNDLE``, ``./engines`` if it is a bundle, else the embedded."""
+    """Choose the bundle: the named one, ``LARE2_BUNDLE``, ``./engines`` if it is a bundle, else the embedded.
+
+    Where the first two, or ``./engines``, are missing because a build was killed while it replaced them, the old bundle
+    is put back.
+    """
     if named is not None:
-        return Located(Path(named), "named")
+        return _put_back(Path(named), "named")
     variable = os.environ.get("LARE2_BUNDLE")
     if variable:
-        return Located(Path(variable), "LARE2_BUNDLE")
-    local = Path("engines")
+        return _put_back(Path(variable), "LARE2_BUNDLE")
+    local = _put_back(Path("engines"), "./engines")
     # os.path answers False where pathlib raises: an ./engines that may not be looked into is not a bundle of ours.
-    if os.path.isfile(local / "manifest.json"):
-        return Located(local, "./engines")
+    if os.path.isfile(local.path / "manifest.json"):
+        return local
     return Located(embedded_bundle(), "embedded")
+
+
+def _put_back(path: Path, origin: Origin) -> Located:
+    return Located(path, origin, restore(path))

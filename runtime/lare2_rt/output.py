@@ -174,8 +174,10 @@ def print_tables(tables: Iterable[Table], stream: IO[str], *, colour: bool) -> N
         for table in tables:
             console.print(table)
     else:
-        # Away from a terminal nothing may be wrapped to an invented width.
-        console = Console(file=stream, width=10_000, highlight=False, emoji=False, no_color=True)
+        # Away from a terminal nothing may be wrapped to an invented width, nor coloured because FORCE_COLOR is set.
+        console = Console(
+            file=stream, width=10_000, highlight=False, emoji=False, force_terminal=False, color_system=None
+        )
         for table in tables:
             with console.capture() as capture:
                 console.print(table)

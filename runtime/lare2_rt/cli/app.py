@@ -10,11 +10,14 @@ from typing import Annotated, Literal, NoReturn, Optional
 import typer
 
 from .._version import __version__
-from .console import Interrupted, ReaderGone, output_errors, say, silence
+from .console import Interrupted, ReaderGone, answering_sigterm, interruptible, output_errors, say, silence
+from .dataset_commands import register as register_dataset_commands
+from .engine_commands import register as register_engine_commands
+from .quality_commands import register as register_quality_commands
 
 # 0: everything scored. 1: some files failed, or the results could not all be written (the disk is full, the reader of
-# standard output left). 2: nothing could start. 130: interrupted.
-EXIT_FILES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+# standard output left). 2: nothing could start. 130: interrupted by Ctrl-C. 143: ended by SIGTERM.
+EXIT_FILES, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 app = typer.Typer(
     name="lare2-rt",
@@ -46,6 +49,7 @@ def _root(
 
 
 @app.command()
+@interruptible
 def infer(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Images, folders (recursive) or quoted globs.")],
     bundle: Annotated[
@@ -72,11 +76,15 @@ def infer(
         Optional[int], typer.Option(min=1, help="CPU threads. Default: what affinity and quota allow.")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")] = False,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph/--no-cuda-graph", help="On a GPU, replay one captured graph.")
+    ] = True,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say why other engines are not used.")] = False,
 ) -> None:
     """Score images: the verdict, and the probability that each was generated.
 
     Exit code: 0 all scored, 1 some files failed or results could not be written, 2 nothing could start,
-    130 interrupted.
+    130 interrupted by Ctrl-C, 143 ended by SIGTERM.
     """
     from .infer import InferOptions, run
 
@@ -91,6 +99,8 @@ def infer(
         batch=batch,
         threads=threads,
         verify=verify,
+        cuda_graph=cuda_graph,
+        verbose=verbose,
     )
     with output_errors():
         code = run(paths, options)
@@ -98,6 +108,7 @@ def infer(
 
 
 @app.command()
+@interruptible
 def inspect(
     bundle: Annotated[
         Optional[str],
@@ -115,6 +126,12 @@ def inspect(
         run(bundle, form=format, verify=verify)
 
 
+register_dataset_commands(app)
+register_engine_commands(app)
+register_quality_commands(app)
+
+
+@answering_sigterm
 def main() -> None:
     """Entry point of ``lare2-rt``: turns known errors into one sentence and an exit code."""
     from ..errors import Lare2Error
@@ -133,8 +150,8 @@ def main() -> None:
             sys.stdout.flush()
     except Lare2Error as error:
         fail(str(error))
-    except Interrupted:
-        fail("interrupted", code=EXIT_INTERRUPTED)
+    except Interrupted as ending:
+        fail(str(ending), code=ending.code)
     except ReaderGone:
         silence(sys.stdout)
         code = EXIT_FILES

@@ -1,20 +1,39 @@
-"""Standard error and standard output as they really are: closed, full, or with a reader that has left."""
+"""Standard streams and signals as they really are: closed, full, a reader that has left, Ctrl-C at any moment."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from ..errors import OutputError
 
+if TYPE_CHECKING:
+    from ..locate import Located
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is answered wherever Ctrl-C is."""
+
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """Ctrl-C on its way through typer, which would turn KeyboardInterrupt into an exit without our sentence."""
+    """Ctrl-C or SIGTERM on its way through typer, which would turn KeyboardInterrupt into an exit without our sentence.
+
+    Its text is one word; ``code`` is the exit code, which is the one of a shell for a process that a signal ended.
+    """
+
+    def __init__(self, cause: KeyboardInterrupt | None = None) -> None:
+        terminated = isinstance(cause, Terminated)
+        super().__init__("terminated" if terminated else "interrupted")
+        self.code = 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
 class ReaderGone(Exception):  # noqa: N818
@@ -32,6 +51,12 @@ def say(sentence: str) -> None:
         silence(sys.stderr)
 
 
+def say_if_restored(located: Located) -> None:
+    """Say that a bundle was missing and has been put back."""
+    if located.restored is not None:
+        say(f"{located.path} was missing after a killed build: put back from {located.restored.name}")
+
+
 def silence(stream: IO[str]) -> None:
     """Send the rest of a broken stream nowhere, or Python complains about it once more at its end."""
     with contextlib.suppress(OSError, ValueError):
@@ -42,11 +67,11 @@ def silence(stream: IO[str]) -> None:
 
 @contextlib.contextmanager
 def output_errors() -> Iterator[None]:
-    """Turn what standard output and Ctrl-C can raise into exceptions of ours, which typer does not answer itself."""
+    """Turn what standard output and signals can raise into exceptions of ours, which typer does not answer itself."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise Interrupted from None
+    except KeyboardInterrupt as error:
+        raise Interrupted(error) from None
     except BrokenPipeError:
         raise ReaderGone from None
     except OSError as error:
@@ -59,23 +84,76 @@ def output_errors() -> Iterator[None]:
         ) from error
 
 
+def interruptible(command: Callable[P, R]) -> Callable[P, R]:
+    """Let ``Interrupted`` leave a command of typer, whose own answer to Ctrl-C is exit code 1."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            raise Interrupted(error) from None
+
+    return wrapped
+
+
+def answer_sigterm() -> None:
+    """From now on SIGTERM raises ``Terminated``, unless this process ignores it or answers it otherwise."""
+    if _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def answering_sigterm(main: Callable[[], None]) -> Callable[[], None]:
+    """Let an entry point answer SIGTERM; afterwards signals mean again what they meant to its caller."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        before = {number: signal.getsignal(number) for number in _OURS}
+        answer_sigterm()
+        try:
+            main()
+        finally:
+            for number, handler in before.items():
+                if _in_main_thread() and handler is not None:  # None: not set from Python
+                    signal.signal(number, handler)
+
+    return wrapped
+
+
+def ignore_interrupts() -> None:
+    """From now on neither Ctrl-C nor SIGTERM does anything: a second one would lose what is being put away."""
+    if _in_main_thread():
+        for number in _OURS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block ends, so that no record is half written."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # someone else decides what the signal means, or it is ignored
-        return
-    struck = False
+    """Hold Ctrl-C and SIGTERM back until the block ends, so that no record is half written."""
+    struck: list[int] = []
 
     def remember(number: int, frame: object) -> None:
-        nonlocal struck
-        struck = True
+        struck.append(number)
 
-    signal.signal(signal.SIGINT, remember)
-    try:
+    with contextlib.ExitStack() as handlers:
+        for number, handler in _OURS.items():
+            # Else someone else decides what the signal means, or it is ignored.
+            if _in_main_thread() and signal.getsignal(number) is handler:
+                handlers.callback(signal.signal, number, signal.signal(number, remember))
         yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     if struck:
-        raise KeyboardInterrupt
+        raise Terminated if signal.SIGTERM in struck else KeyboardInterrupt
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+_OURS: dict[signal.Signals, Callable[..., object]] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: _terminate,
+}

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..atomic import check_target, draft_text, reason
+from ..atomic import check_target, draft_text, reason, taken_in_the_meantime
 from ..detector import Detector
 from ..errors import Lare2Error, OutputError, UsageError
 from ..inputs import expand
+from ..locate import locate_bundle
 from ..output import Format, Writer, format_for, writer_for
-from .app import EXIT_FILES, EXIT_INTERRUPTED
-from .console import say, silence, uninterrupted
+from .app import EXIT_FILES
+from .console import Interrupted, ignore_interrupts, say, say_if_restored, silence, uninterrupted
 from .progress import hashing_progress, scoring_progress
 
 
@@ -34,6 +34,8 @@ class InferOptions:
     batch: int | None
     threads: int | None
     verify: bool
+    cuda_graph: bool
+    verbose: bool
 
 
 def run(arguments: list[str], options: InferOptions) -> int:
@@ -45,6 +47,7 @@ def run(arguments: list[str], options: InferOptions) -> int:
     form = _format(options, target)
     if target is not None:
         check_target(target, overwrite=options.force)
+    say_if_restored(locate_bundle(options.bundle))
     with hashing_progress() as hashed:
         detector = Detector.load(
             options.bundle,
@@ -55,9 +58,11 @@ def run(arguments: list[str], options: InferOptions) -> int:
             threshold=options.threshold,
             verify=options.verify,
             progress=hashed,
+            notify=say,
+            cuda_graph=options.cuda_graph,
         )
     with detector:
-        _announce(detector)
+        _announce(detector, verbose=options.verbose)
         if target is not None:
             return _score_to_file(detector, paths, form, target=target, force=options.force)
         writer = writer_for(form, sys.stdout, colour=sys.stdout.isatty())
@@ -80,13 +85,17 @@ def _score_to_file(detector: Detector, paths: list[str], form: Format, *, target
     try:
         with draft_text(target, overwrite=force) as draft:
             outcome = _score(detector, paths, writer_for(form, draft.stream))
+            ignore_interrupts()  # all that is left to do takes a moment, and would be lost
             if outcome.stopped is not None:
                 draft.target = partial
     except OutputError as error:
         say(f"stopped: {error}")
         return EXIT_FILES
     if outcome.stopped is not None:
-        say(f"{outcome.stopped}; the results so far are in {partial}")
+        say(f"{outcome.stopped}; the results so far are in {draft.target}")
+    elif draft.target != target:
+        say(taken_in_the_meantime(target, draft.target))
+        return EXIT_FILES
     return outcome.code
 
 
@@ -116,9 +125,10 @@ def _score(detector: Detector, paths: list[str], writer: Writer) -> _Outcome:
                     say(f"{result.source}: {result.error}")
                 step(result)
         outcome = _Outcome(EXIT_FILES if failures else 0)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would lose what is now being put away
-        outcome = _Outcome(EXIT_INTERRUPTED, f"interrupted after {done} of {len(paths)} images")
+    except KeyboardInterrupt as error:
+        ignore_interrupts()
+        ending = Interrupted(error)
+        outcome = _Outcome(ending.code, f"{ending} after {done} of {len(paths)} images")
     except Lare2Error as error:
         outcome = _Outcome(EXIT_FILES, f"stopped after {done} of {len(paths)} images: {error}")
     with uninterrupted():
@@ -137,10 +147,12 @@ def _format(options: InferOptions, target: Path | None) -> Format:
     return form
 
 
-def _announce(detector: Detector) -> None:
+def _announce(detector: Detector, *, verbose: bool) -> None:
     """Say on standard error what is about to judge the images, and why it may not give verdicts."""
     info = detector.info
     facts = info.provenance
+    for rejected in info.rejected if verbose else ():
+        say(f"engine {rejected.name} is not used: {rejected.reason}")
     say(
         f"bundle {facts.bundle_name} ({facts.bundle_id[:12]}, {facts.bundle_path}) on {facts.engine} "
         f"{facts.engine_version} {facts.device} {facts.precision}, {facts.threads} threads"

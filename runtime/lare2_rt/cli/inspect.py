@@ -14,11 +14,13 @@ from ..bundle import Bundle, open_bundle
 from ..locate import locate_bundle
 from ..manifest import COMPONENTS
 from ..output import print_tables, printable
+from .console import say_if_restored
 
 
 def run(named: str | None, *, form: Literal["table", "json"], verify: bool) -> None:
     """Open the bundle and print it; raises BundleError when it is not whole."""
     located = locate_bundle(named)
+    say_if_restored(located)
     bundle = open_bundle(located.path, verify=verify)
     if form == "json":
         json.dump(bundle.manifest.model_dump(mode="json"), sys.stdout, indent=2, sort_keys=True)

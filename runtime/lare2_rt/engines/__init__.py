@@ -6,11 +6,22 @@ from dataclasses import dataclass, replace
 
 from ..bundle import Bundle
 from ..errors import EngineError
-from .contract import Engine, EngineInfo, EngineOptions, OpenEngine
+from ..records import Record, Records
+from ..selfcheck import check_engine, reference_key
+from .contract import Engine, EngineInfo, EngineOptions, Notify, OpenEngine
+from .mnn import MnnEngine
 from .onnxruntime import OnnxRuntimeEngine
+from .openvino import OpenVinoEngine
+from .tensorrt import TENSORRT, TENSORRT_RTX, TensorRtEngine
 
-# Fastest first: ``auto`` takes the first that has no reason against it.
-ENGINES: tuple[Engine, ...] = (OnnxRuntimeEngine(),)
+# Where nothing was measured, ``auto`` takes the first that can be used: the one with the kernels that builds measure.
+ENGINES: tuple[Engine, ...] = (
+    OnnxRuntimeEngine(),
+    OpenVinoEngine(),
+    MnnEngine(),
+    TensorRtEngine(TENSORRT),
+    TensorRtEngine(TENSORRT_RTX),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,48 +32,191 @@ class Rejected:
     reason: str
 
 
+def engine_named(name: str) -> Engine:
+    """Return an engine by its name; raises EngineError."""
+    for engine in ENGINES:
+        if engine.name == name:
+            return engine
+    names = ", ".join(["auto", *(engine.name for engine in ENGINES)])
+    raise EngineError(f"there is no engine {name!r}; choose one of {names}")
+
+
 def select_engine(name: str, bundle: Bundle, options: EngineOptions) -> tuple[Engine, tuple[Rejected, ...]]:
     """Choose an engine for a bundle.
 
-    ``auto`` tries them in order; a name is taken or refused, never replaced by another engine. An engine whose rows
-    differ by position is refused for batches: the same file would get other bits in other company.
+    A name is taken or refused, never replaced by another engine. ``auto`` takes the fastest by the records that
+    ``lare2-rt bench`` made on this machine for this bundle, batch and number of threads; where there are none, the
+    first that can be used. Refused are
+
+    - a batch on an engine whose rows differ by position: the same file would get other bits in other company;
+    - an engine that failed its self-check here;
+    - by ``auto``, an engine that compiles while the bundle has nothing to check it with.
 
     Raises:
         EngineError: no engine of that name, or none usable; the text gives every reason with its remedy.
     """
-    if name != "auto" and name not in {engine.name for engine in ENGINES}:
-        names = ", ".join(["auto", *(engine.name for engine in ENGINES)])
-        raise EngineError(f"there is no engine {name!r}; choose one of {names}")
-    rejected: list[Rejected] = []
-    for engine in ENGINES:
-        if name not in ("auto", engine.name):
-            continue
-        reason = _unstable(engine, options) or engine.why_not(bundle, _settled(engine, options))
-        if reason is None:
-            return engine, tuple(rejected)
-        rejected.append(Rejected(engine.name, reason))
-    raise EngineError("no usable engine: " + "; ".join(f"{r.name}: {r.reason}" for r in rejected))
+    return _select(name, bundle, options, refused={})
 
 
 def open_engine(name: str, bundle: Bundle, options: EngineOptions) -> tuple[OpenEngine, tuple[Rejected, ...]]:
-    """Choose an engine as ``select_engine`` does and load it; raises EngineError or BundleError."""
-    engine, rejected = select_engine(name, bundle, options)
-    running = engine.open(bundle, _settled(engine, options))
+    """Choose an engine as ``select_engine`` does and load it.
+
+    An engine that compiles is checked the first time against the reference's answers in the bundle. A named one that
+    fails is refused; ``auto`` then takes the next.
+
+    Raises:
+        EngineError, BundleError, UsageError: with the remedy in the text.
+    """
+    refused: dict[str, str] = {}
+    while True:
+        engine, rejected = _select(name, bundle, options, refused=refused)
+        try:
+            running = load_engine(engine, bundle, options)
+            try:
+                _check_once(engine, running, bundle, options)
+            except BaseException:
+                running.close()
+                raise
+        except EngineError as error:
+            if name != "auto" or not engine.compiled:
+                raise
+            refused[engine.name] = str(error)
+            options.say(f"{engine.name} is not used: {error}")
+        else:
+            return running, rejected
+
+
+def load_engine(engine: Engine, bundle: Bundle, options: EngineOptions) -> OpenEngine:
+    """Load an engine without any check of what it computes, for those who do that themselves. Raises as ``open``."""
+    running = engine.open(bundle, settled(engine, options))
     if not engine.position_stable and running.info.batch != 1:
         running.close()
         raise EngineError(f"{engine.name} opened batch {running.info.batch} but may only run at batch 1; report it")
-    return running, rejected
+    return running
 
 
-def _unstable(engine: Engine, options: EngineOptions) -> str | None:
-    if engine.position_stable or options.batch in (None, 1):
-        return None
-    return f"it gives an image other bits in other rows of a batch, so it runs at batch 1 only, not {options.batch}"
+def why_not(engine: Engine, bundle: Bundle, options: EngineOptions) -> str | None:
+    """Return the reason why an engine cannot be loaded for the options, with its remedy; None if it can."""
+    if not engine.position_stable and options.batch not in (None, 1):
+        return f"it gives an image other bits in other rows of a batch, so it runs at batch 1 only, not {options.batch}"
+    return engine.why_not(bundle, settled(engine, options))
 
 
-def _settled(engine: Engine, options: EngineOptions) -> EngineOptions:
-    """Batch 1 is no mere default of an engine that cannot take batches."""
+def settled(engine: Engine, options: EngineOptions) -> EngineOptions:
+    """Return the options for an engine; batch 1 is no mere default of one that cannot take batches."""
     return options if engine.position_stable else replace(options, batch=1)
 
 
-__all__ = ["ENGINES", "Engine", "EngineInfo", "EngineOptions", "OpenEngine", "Rejected", "open_engine", "select_engine"]
+def _select(
+    name: str, bundle: Bundle, options: EngineOptions, *, refused: dict[str, str]
+) -> tuple[Engine, tuple[Rejected, ...]]:
+    if name != "auto":
+        engine_named(name)
+    records, usable, rejected = Records(options.cache), [], []
+    for engine in ENGINES:
+        if name not in ("auto", engine.name):
+            continue
+        reason, record = refused.get(engine.name) or why_not(engine, bundle, options), None
+        if reason is None:
+            record = records.read(engine.describe(bundle, settled(engine, options)).build_key, reference_key(bundle))
+            reason = _failed(record) or (_unchecked(engine, bundle) if name == "auto" else None)
+        if reason is None:
+            usable.append((engine, record))
+        else:
+            rejected.append(Rejected(engine.name, reason))
+    if not usable:
+        raise EngineError("no usable engine: " + "; ".join(f"{r.name}: {r.reason}" for r in rejected))
+    return _fastest(usable, rejected)
+
+
+def _fastest(
+    usable: list[tuple[Engine, Record | None]], rejected: list[Rejected]
+) -> tuple[Engine, tuple[Rejected, ...]]:
+    """Take the engine with the lowest recorded time; without any record the first, which stands before the rest."""
+    times = {engine.name: record.speed.p50 for engine, record in usable if record is not None and record.speed}
+    if not times:
+        first, _ = usable[0]
+        names = [engine.name for engine in ENGINES]
+        before = [r for r in rejected if names.index(r.name) < names.index(first.name)]
+        return first, tuple(before)
+    best = min(times, key=lambda name: times[name])
+    for engine, _ in usable:
+        if engine.name not in times:
+            rejected.append(Rejected(engine.name, "not measured here yet: run 'lare2-rt bench'"))
+        elif engine.name != best:
+            slower = f"slower here: {times[engine.name]:.0f} ms an image, {best} takes {times[best]:.0f}"
+            rejected.append(Rejected(engine.name, slower))
+    return next(engine for engine, _ in usable if engine.name == best), tuple(rejected)
+
+
+def _failed(record: Record | None) -> str | None:
+    if record is None or record.check is None or record.check.passed:
+        return None
+    return (
+        f"it failed its self-check on this machine: {record.check.verdict}; choose another engine, or update this one "
+        "('lare2-rt cache clear' lets it be checked again)"
+    )
+
+
+def _unchecked(engine: Engine, bundle: Bundle) -> str | None:
+    if not engine.compiled or bundle.selfcheck is not None:
+        return None
+    return (
+        "the bundle has no answers of the reference to check it with; build the bundle again, or choose it by name "
+        "with --engine"
+    )
+
+
+def _check_once(engine: Engine, running: OpenEngine, bundle: Bundle, options: EngineOptions) -> None:
+    """Check a compiled engine unless these very files were checked on this machine; raises EngineError if it fails."""
+    if not engine.compiled:
+        return
+    if bundle.selfcheck is None:
+        options.say(
+            f"{engine.name} cannot be checked: this bundle has no answers of the reference to hold it against; build "
+            "the bundle again"
+        )
+        return
+    info, records, reference = running.info, Records(options.cache), reference_key(bundle)
+    record = records.read(info.build_key, reference)
+    if record is not None and record.check is not None and record.compiled == info.compiled:
+        return
+    options.say(f"checking {engine.name} against the reference, once")
+    record = checked_record(running, bundle, speed_of=record)
+    records.write(record)
+    reason = _failed(record)
+    if reason is not None:
+        raise EngineError(f"{engine.name} is refused: {reason}")
+
+
+def checked_record(running: OpenEngine, bundle: Bundle, *, speed_of: Record | None = None) -> Record:
+    """Check an open engine and return the record; ``speed_of`` is one whose measured speed still holds."""
+    from ..machine import cpu_facts
+
+    info = running.info
+    same = speed_of is not None and speed_of.compiled == info.compiled
+    return Record(
+        engine=info.name,
+        build_key=info.build_key,
+        machine=cpu_facts(),
+        reference=reference_key(bundle),
+        compiled=info.compiled,
+        check=check_engine(running, bundle) if bundle.selfcheck is not None else None,
+        speed=speed_of.speed if same and speed_of is not None else None,
+    )
+
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineInfo",
+    "EngineOptions",
+    "Notify",
+    "OpenEngine",
+    "Rejected",
+    "engine_named",
+    "load_engine",
+    "open_engine",
+    "select_engine",
+    "why_not",
+]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
+from ..manifest import Variant
 from ..noise import Noise
 from .contract import ChainOutput, EngineInfo, UInt8
 
@@ -55,3 +56,25 @@ class ComponentChain:
         """Release the components."""
         self._components.clear()
         self._close()
+
+
+def check_inputs(variant: Variant, inputs: Arrays) -> None:
+    """Raise EngineError unless the arrays are what a graph takes; some libraries would cast or read past the end."""
+    for spec in variant.inputs:
+        array = inputs[spec.name]
+        if (array.dtype, array.shape) != (np.dtype(spec.dtype), spec.shape):
+            raise EngineError(
+                f"{variant.graph} takes {spec.name} as {spec.dtype} {list(spec.shape)}, not {array.dtype} "
+                f"{list(array.shape)}; report it"
+            )
+
+
+def check_outputs(variant: Variant, outputs: Arrays) -> None:
+    """Raise EngineError unless the arrays are what a graph declares, which is not always what it computes."""
+    for spec in variant.outputs:
+        shape = outputs[spec.name].shape
+        if shape != spec.shape:
+            raise EngineError(
+                f"{variant.graph} gave {spec.name} as {list(shape)} instead of {list(spec.shape)}; "
+                "build the bundle again"
+            )

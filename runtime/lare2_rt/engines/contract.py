@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +20,7 @@ from ..noise import Noise
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +31,34 @@ class EngineOptions:
         threads: CPU threads, resolved (>= 1).
         precision: ``fp32`` or ``fp16``.
         batch: images per call; fixed for the life of the engine, so that a file's bits never depend on its company.
-        cache: folder of compiled engines.
+        cache: folder of compiled engines and measurements; default: ``LARE2_CACHE``, else the user's.
+        notify: called with one line before anything that takes long, such as compiling, and for what a user should
+            know about the engine; from the thread that opens the engine.
+        cuda_graph: whether GPU engines replay one captured graph instead of launching every kernel anew.
     """
 
     threads: int
     precision: Precision | None = None
     batch: int | None = None
     cache: Path | None = None
+    notify: Notify | None = None
+    cuda_graph: bool = True
+
+    def say(self, line: str) -> None:
+        """Pass one line to ``notify``, if there is one."""
+        if self.notify is not None:
+            self.notify(line)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What was really opened; every result carries it."""
+    """What was really opened; every result carries it.
+
+    Attributes:
+        threads: CPU threads in use.
+        build_key: sha256 in hex over everything that determines the engine, the number of threads asked for included.
+        compiled: sha256 in hex over the compiled files in use; None where nothing is compiled, or not yet.
+    """
 
     name: str
     version: str
@@ -48,6 +67,7 @@ class EngineInfo:
     batch: int
     threads: int
     build_key: str
+    compiled: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,11 +119,33 @@ class Engine(Protocol):
         Where this is False the engine is only ever opened at batch 1: see ``select_engine``.
         """
 
+    @property
+    def compiled(self) -> bool:
+        """Whether opening compiles into the user's cache.
+
+        Such an engine computes with kernels that the build of the bundle has not seen, so it is checked once against
+        the reference before anybody relies on it: see ``open_engine``.
+        """
+
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return the reason, with its remedy, why this engine cannot take the bundle here; None if it can."""
 
+    def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
+        """Return what ``open`` would open, without loading anything; only for what ``why_not`` has no reason against.
+
+        Raises:
+            BundleError: the bundle lacks what the options ask for.
+        """
+
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Load the engine; raises EngineError or BundleError."""
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution without importing it; None where it is not installed."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(distribution)
+    return None
 
 
 def build_key(bundle: Bundle, variants: Mapping[str, Variant], facts: Mapping[str, str | int]) -> str:
@@ -113,7 +155,12 @@ def build_key(bundle: Bundle, variants: Mapping[str, Variant], facts: Mapping[st
         "files": {name: bundle.manifest.files[name].sha256 for name in files},
         "facts": dict(facts),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of(content)
+
+
+def digest_of(content: Mapping[str, object]) -> str:
+    """Return sha256 in hex over the canonical JSON of ``content``."""
+    return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
 
 
 def choose_variants(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
+import importlib
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError, first_line
 from ..manifest import Variant
-from .chain import Arrays, Component, ComponentChain
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants
+from .chain import Arrays, Component, ComponentChain, check_outputs
+from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants, installed_version
 
 PROVIDER = "CPUExecutionProvider"
 _ERROR_LEVEL = 3
@@ -25,10 +24,11 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
     position_stable = True
+    compiled = False
 
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return why ONNX Runtime cannot be used, with the remedy."""
-        installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
+        installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
         if not installed:
             return "onnxruntime is not installed: pip install 'lare2-rt[cpu]'"
         if len(installed) == 2:
@@ -43,34 +43,32 @@ class OnnxRuntimeEngine:
             return str(error)
         return None
 
+    def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
+        """See ``Engine.describe``."""
+        variants = _variants(bundle, options)
+        precision, batch = variants["egre"].precision, variants["egre"].batch
+        version = installed_version("onnxruntime") or installed_version("onnxruntime-gpu") or ""
+        facts: dict[str, str | int] = {
+            "engine": self.name,
+            "version": version,
+            "device": "cpu",
+            "precision": precision,
+            "threads": options.threads,
+        }
+        key = build_key(bundle, variants, facts)
+        return EngineInfo(self.name, version, "cpu", precision, batch, options.threads, key)
+
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Create one session per component; raises EngineError when ONNX Runtime refuses one."""
         try:
-            import onnxruntime
+            importlib.import_module("onnxruntime")
         except Exception as error:  # a broken installation can fail in any way
             raise EngineError(
                 f"onnxruntime is installed but cannot be imported ({first_line(error)}): "
                 "pip install --force-reinstall onnxruntime"
             ) from error
 
-        variants = _variants(bundle, options)
-        any_variant = variants["egre"]
-        facts = {
-            "engine": self.name,
-            "version": onnxruntime.__version__,
-            "device": "cpu",
-            "precision": any_variant.precision,
-            "threads": options.threads,
-        }
-        info = EngineInfo(
-            name=self.name,
-            version=onnxruntime.__version__,
-            device="cpu",
-            precision=any_variant.precision,
-            batch=any_variant.batch,
-            threads=options.threads,
-            build_key=build_key(bundle, variants, facts),
-        )
+        variants, info = _variants(bundle, options), self.describe(bundle, options)
         sessions = {name: open_session(bundle, variant, options.threads) for name, variant in variants.items()}
         components = {name: _component(variants[name], session) for name, session in sessions.items()}
         return ComponentChain(info, components, noise=bundle.noise, close=sessions.clear)
@@ -115,23 +113,18 @@ def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa
 
 
 def _component(variant: Variant, session: Any) -> Component:  # noqa: ANN401
-    shapes = {spec.name: spec.shape for spec in variant.outputs}
+    names = [spec.name for spec in variant.outputs]
 
     def call(inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         try:
-            results = session.run(list(shapes), dict(inputs))
+            results = session.run(names, dict(inputs))
         except Exception as error:
             raise EngineError(
                 f"onnxruntime failed in {variant.graph}: {first_line(error)}; close other programs if memory is "
                 "short, else report it"
             ) from error
-        outputs = dict(zip(shapes, results, strict=True))
-        for name, shape in shapes.items():  # what a graph declares is not always what it computes
-            if outputs[name].shape != shape:
-                raise EngineError(
-                    f"{variant.graph} gave {name} as {list(outputs[name].shape)} instead of {list(shape)}; "
-                    "build the bundle again"
-                )
+        outputs = dict(zip(names, results, strict=True))
+        check_outputs(variant, outputs)
         return outputs
 
     return call
@@ -140,9 +133,3 @@ def _component(variant: Variant, session: Any) -> Component:  # noqa: ANN401
 def _variants(bundle: Bundle, options: EngineOptions) -> dict[str, Variant]:
     # Batch 1 is the default: on a CPU the cost grows with the images, so a larger graph would only pad.
     return choose_variants(bundle, options, profile="portable", default_precision="fp32", default_batch=1)
-
-
-def _version(distribution: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(distribution)
-    return None

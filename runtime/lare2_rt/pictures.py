@@ -1,4 +1,7 @@
-"""Procedural pictures for parity runs: cheap, the same everywhere, and of the kinds that a photograph is made of."""
+"""Procedural pictures for parity runs and self-checks: cheap, the same everywhere, of the kinds that photographs hold.
+
+They may never change: every bundle carries what the reference gave on them.
+"""
 
 from __future__ import annotations
 

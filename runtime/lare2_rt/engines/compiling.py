@@ -1,0 +1,113 @@
+"""What engines share that compile: one cached entry per component, made by a script in a process of its own.
+
+A process of its own, because compilers print, leak and take several times the memory of what they make, and because one
+that the system kills for that must not take the user's program with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bundle import Bundle
+from ..compiled import CompiledCache
+from ..compiled_entry import Entry, Recipe
+from ..errors import EngineError
+from ..manifest import Variant
+from .contract import EngineInfo, EngineOptions, digest_of
+
+Build = Callable[[Variant, Path], None]
+_NOT_WRITTEN = 3  # exit code of a script whose result cannot be written; the error number is what it prints
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledChain:
+    """The cached entries of all components, held until ``close``."""
+
+    entries: Mapping[str, Entry]
+
+    @property
+    def digest(self) -> str:
+        """sha256 in hex over the files of all components."""
+        return digest_of({name: entry.digest for name, entry in self.entries.items()})
+
+    def close(self) -> None:
+        """Let the entries go."""
+        for entry in self.entries.values():
+            entry.close()
+
+
+def compile_chain(
+    bundle: Bundle,
+    variants: Mapping[str, Variant],
+    options: EngineOptions,
+    *,
+    info: EngineInfo,
+    facts: Mapping[str, str | int],
+    build: Build,
+) -> CompiledChain:
+    """Return every component compiled, from the cache where it is there.
+
+    Args:
+        info: name, version and precision of the engine.
+        facts: what decides the compiled files beside the ONNX files, engine, version and precision.
+        build: compiles one variant into an empty folder; raises EngineError or OSError.
+
+    Raises:
+        EngineError: a component cannot be compiled or kept.
+    """
+    cache = CompiledCache(options.cache)
+    entries: dict[str, Entry] = {}
+    try:
+        for name, variant in variants.items():
+            files = [bundle.manifest.files[file] for file in (variant.graph, *variant.files)]
+            recipe = Recipe(
+                info.name,
+                info.version,
+                f"{bundle.manifest.model.name} {name} batch {variant.batch}",
+                {
+                    "onnx": " ".join(entry.sha256 for entry in files),
+                    "precision": variant.precision,
+                    **facts,
+                },
+                sum(entry.size for entry in files),
+            )
+            entries[name] = cache.open(recipe, lambda folder, v=variant: build(v, folder), notify=options.notify)  # type: ignore[misc]
+    except BaseException:
+        CompiledChain(entries).close()
+        raise
+    return CompiledChain(entries)
+
+
+def run_script(script: str, arguments: Sequence[str | Path], *, cwd: Path, doing: str, remedy: str) -> str:
+    """Run a script of this folder in a fresh interpreter and return what it prints on standard output.
+
+    Its folder and ``cwd`` are not searched for modules: both hold files with names that others import.
+
+    Raises:
+        OSError: it could not write its result.
+        EngineError: it failed; ``doing`` is what the engine cannot do then, and ``remedy`` what helps.
+    """
+    command = [sys.executable, "-P", str(Path(__file__).parent / script), *map(str, arguments)]
+    try:
+        run = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+        )
+    except OSError as error:
+        raise EngineError(f"cannot {doing}: no Python process can be started ({error}); {remedy}") from error
+    if run.returncode < 0:
+        name = signal.Signals(-run.returncode).name
+        memory = "; it may need more memory than there is" if name == "SIGKILL" else ""
+        raise EngineError(f"cannot {doing}: the process was stopped by {name}{memory}; {remedy}")
+    if run.returncode == _NOT_WRITTEN:
+        number = int(run.stdout)
+        raise OSError(number, os.strerror(number))
+    if run.returncode:
+        said = [line.strip() for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise EngineError(f"cannot {doing}: {said[-1][:200]}; {remedy}")
+    return run.stdout

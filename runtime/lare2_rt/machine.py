@@ -1,0 +1,77 @@
+"""What this machine is: facts that decide whether a compiled engine or a measurement made here still holds."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def cpu_facts() -> dict[str, str]:
+    """Return architecture, processor name and a digest of its instruction sets; equal on interchangeable machines."""
+    name, flags = platform.processor(), ""
+    with contextlib.suppress(OSError):
+        for line in (_PROC / "cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = (part.strip() for part in line.partition(":"))
+            if key == "model name":
+                name = value
+            if key in ("flags", "Features"):  # x86, Arm
+                flags = " ".join(sorted(value.split()))
+            if name and flags:
+                break
+    return {
+        "architecture": platform.machine(),
+        "cpu": name or "unknown",
+        "features": hashlib.sha256(flags.encode()).hexdigest()[:16],
+    }
+
+
+def available_memory() -> int | None:
+    """Return how many bytes new work may take: what the system has left, and what the container's limit leaves.
+
+    None where neither can be told.
+    """
+    limits = [value for value in (_system_memory(), _container_memory()) if value is not None]
+    return min(limits) if limits else None
+
+
+def peak_memory() -> int | None:
+    """Return the largest resident size that this process has had, in bytes; None where that cannot be told.
+
+    Read from ``/proc``: what ``getrusage`` gives includes the parent's size at the time of the fork.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in (_PROC / "self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def processors() -> int:
+    """Return how many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _system_memory() -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in (_PROC / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _container_memory() -> int | None:
+    """What cgroup v2 leaves; page cache counts as used there, though it would be given back."""
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
+        used = int((_CGROUP / "memory.current").read_text())
+        for line in (_CGROUP / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "inactive_file":
+                used -= int(value)
+        return max(0, limit - used)
+    return None
