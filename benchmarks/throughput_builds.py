@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,14 @@ class Builder:
         except (RefusedError, FailedError) as error:
             self._failures[name] = error
             raise
+
+    def all_of(self, names: Iterable[str]) -> dict[str, Built]:
+        """Return builds with all that they need, in the order in which they were made; raises as ``get``."""
+        found: dict[str, Built] = {}
+        for name in names:
+            found |= self.all_of(self._builds[name].needs)
+            found[name] = self.get(name)
+        return found
 
     def _finished(self, name: str) -> Built | None:
         try:

@@ -88,7 +88,7 @@ class Session:
             return self._unmeasured(row, "not usable", error)
         except FailedError as error:
             return self._unmeasured(row, "failed", error)
-        builds = {need: self._builder.get(need) for need in row.needs}
+        builds = self._builder.all_of(row.needs)
         made = {name: {"seconds": built.seconds, "peak_bytes": built.peak_bytes} for name, built in builds.items()}
         return described(row, "measured", session=session, builds=made, **figures)
 

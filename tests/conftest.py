@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,12 @@ ROOT = Path(__file__).parents[1]
 PHOTOS = sorted(
     p for p in (*(ROOT / "tests/photos").iterdir(), ROOT / "examples/photo.jpg") if p.suffix in (".jpg", ".png")
 )
+
+
+def pytest_configure():
+    """A job in the background of a shell ignores Ctrl-C, and so would every process that a test interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

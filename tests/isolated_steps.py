@@ -1,5 +1,6 @@
 """Steps for test_isolate.py; worker processes import this module."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -39,6 +40,7 @@ def leaves(*, report):
 
 
 def writes_for_ever(path, *, report):
-    while True:
+    lock = multiprocessing.get_context("spawn").Lock()  # as libraries make them; nobody puts it away
+    while lock:
         Path(path).write_text(str(time.time()))
         time.sleep(0.02)

@@ -24,7 +24,7 @@ from lare2_rt.engines import ENGINES, EngineOptions, select_engine
 from lare2_rt.records import Records, Speed
 from lare2_rt.selfcheck import SelfCheck, reference_key
 
-NAMES = [engine.name for engine in ENGINES]
+NAMES = ["onnxruntime", "openvino", "mnn"]  # those of a CPU
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,7 @@ class TestCommand:
             "--out",
             "r.json",
         ]
+        command += [word for name in NAMES for word in ("--engine", name)]
         run = subprocess.run(
             [sys.executable, "-m", "lare2_rt", *map(str, command)],
             cwd=folder,
@@ -123,8 +124,8 @@ class TestCommand:
         fastest = min(document["engines"], key=lambda engine: engine["latency_ms"]["p50"])["name"]
         chosen, rejected = select_engine("auto", bundle, EngineOptions(threads=2, cache=folder / "cache"))
         assert chosen.name == fastest
-        assert {r.name for r in rejected} == set(NAMES) - {fastest}
-        assert all(r.reason.startswith("slower here: ") for r in rejected)
+        slower = {r.name for r in rejected if r.reason.startswith("slower here: ")}
+        assert slower == set(NAMES) - {fastest}
         assert f"'auto' takes {fastest} for this bundle with 2 threads at batch 1" in stderr
 
     def test_standard_error_tells_what_happens(self, report):
@@ -184,7 +185,10 @@ class TestCommand:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             time.sleep(0.01)
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=30)
+        try:
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
         assert process.returncode == 128 + number
         assert "Traceback" not in stderr
         assert not any(Path("/proc", child).exists() for child in children)
@@ -226,6 +230,7 @@ def scripted(monkeypatch):
     for name in NAMES:
         need_engine(name)
     monkeypatch.setattr(bench, "Resident", Scripted)
+    monkeypatch.setattr(bench.engines, "ENGINES", tuple(engine for engine in ENGINES if engine.name in NAMES))
     for name, value in {"open": [], "most": 0, "played": []}.items():
         monkeypatch.setattr(Scripted, name, value)
     yield Scripted

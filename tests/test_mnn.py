@@ -268,6 +268,21 @@ class TestSettings:
         assert not np.array_equal(default[0].lare, fast[0].lare)
         assert run(MnnEngine())[1].build_key == default[1].build_key
 
+    def test_what_others_set_in_between_changes_nothing(self, bundle, pixels, run):
+        """Until a model has run, the last hint that anybody gave in the process would count."""
+        import MNN.nn
+
+        expected, _ = run(MnnEngine())
+        ours = load_engine(MnnEngine(), bundle, EngineOptions(threads=1))
+        other = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": 1, "precision": "high"},))
+        other.set_hint(3, 3)
+        fast = load_engine(MnnEngine(winograd_level=3), bundle, EngineOptions(threads=1))
+        for _ in range(2):
+            assert np.array_equal(ours.run(*pixels).lare, expected.lare)
+            assert not np.array_equal(fast.run(*pixels).lare, expected.lare)
+        ours.close()
+        fast.close()
+
     def test_weights_in_a_file_of_their_own(self, run, tmp_path):
         """As models of 2 GB need it; the bits are the same."""
         inside, _ = run(MnnEngine())

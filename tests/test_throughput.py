@@ -334,6 +334,7 @@ class TestBuilds:
         }
         count = lambda name: len((Path(fake_setup.work) / f"{name}.count").read_text().split())  # noqa: E731
         assert self.builder(fake_setup, builds).get("two").result == {"name": "two"}
+        assert list(self.builder(fake_setup, builds).all_of(["two"])) == ["one", "two"]
         assert self.builder(fake_setup, builds).get("two").result == {"name": "two"}
         assert (count("one"), count("two")) == (1, 1)
         (Path(fake_setup.work) / "one.done.json").unlink()  # as after a kill
@@ -417,7 +418,6 @@ def test_every_row_computes_the_same(tmp_path):
             assert row["fidelity"]["logit"]["over_standard_deviation"] < 1e-2, row["name"]
     for name in ("eager-accurate", "eager-official", "torch-compile", "onnxruntime-plain", "onnxruntime-chain"):
         assert rows[name]["status"] == "measured", rows[name]
-    assert rows["eager-accurate"]["fidelity"]["lare"]["worst_relative_l2"] < 1e-6
     # Fresh noise for every image: what the timed runs compute is not what the fidelity run computes.
     assert rows["eager-official"]["settings"]["noise"].startswith("drawn")
 

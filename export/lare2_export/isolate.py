@@ -32,13 +32,23 @@ Result = TypeVar("Result")
 _CONTEXT = multiprocessing.get_context("forkserver")
 # 'timeout' and others end a whole group of processes: then our own signal is due now, and it is the one to tell.
 _OWN_SIGNAL = 0.5  # seconds
+_QUIET = "ignore:resource_tracker"
 _PRELOAD = ["lare2_export.onnx_export", "lare2_export.parity", "lare2_ref.sources", "transformers"]
 
 
 def start_server() -> None:
     """Start the server that workers fork from, if it is not running; it imports its libraries by itself."""
     _CONTEXT.set_forkserver_preload(_PRELOAD)
-    multiprocessing.forkserver.ensure_running()
+    # With it starts Python's resource tracker, which clears up after workers that are killed and need not say so.
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = _QUIET if not before else f"{before},{_QUIET}"
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 class SharedLock:

@@ -3,17 +3,19 @@
 Its convolutions need fewer multiplications (Winograd), which makes it the fastest engine where convolutions are most of
 the work. Rows of a batch come out with other bits by position, so it runs at batch 1 only.
 
-Two properties of the library reach the program around it. While it computes, it holds Python's global lock: other
-threads wait, a Ctrl-C too. And its threads are one pool for the whole process, as large as the first model that is
-loaded with more than one thread asks for; a later model that asks for more would silently get fewer, and other bits.
-It is refused.
+Three properties of the library reach further than one would expect. While it computes, it holds Python's global lock:
+other threads wait, a Ctrl-C too. Its threads are one pool for the whole process, as large as the first model that is
+loaded with more than one thread asks for; a later model that asks for more would silently get fewer, and other bits: it
+is refused. And a hint counts for the whole process until a model has run once: it is given again right before that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,12 +116,14 @@ class MnnEngine:
         try:
             with quiet_c_output():
                 runtime = _runtime(threads)
-                runtime.set_hint(_WINOGRAD_HINT, self.winograd_level)
                 modules = {name: _load(variants[name], entry, runtime) for name, entry in chain.entries.items()}
         except BaseException:
             chain.close()
             raise
-        components = {name: _component(variants[name], module) for name, module in modules.items()}
+        components = {
+            name: _component(variants[name], module, lambda: runtime.set_hint(_WINOGRAD_HINT, self.winograd_level))
+            for name, module in modules.items()
+        }
         opened = EngineInfo(
             info.name, info.version, info.device, info.precision, 1, threads, info.build_key, chain.digest
         )
@@ -206,10 +210,20 @@ def _load(variant: Variant, entry: Entry, runtime: Any) -> Any:  # noqa: ANN401
         ) from error
 
 
-def _component(variant: Variant, module: Any) -> Component:  # noqa: ANN401
+def _component(variant: Variant, module: Any, set_hint: Callable[[], None]) -> Component:  # noqa: ANN401
     from MNN import expr
 
     types = {"uint8": expr.uint8, "float32": expr.float}
+    fresh = True
+
+    def forward(inputs: list[Any]) -> list[Any]:
+        nonlocal fresh
+        with _opening if fresh else contextlib.nullcontext(), quiet_c_stream():  # it prints when something goes wrong
+            if fresh:
+                set_hint()
+            results: list[Any] = module.forward(inputs)
+        fresh = False
+        return results
 
     def call(inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         check_inputs(variant, inputs)
@@ -218,8 +232,7 @@ def _component(variant: Variant, module: Any) -> Component:  # noqa: ANN401
                 expr.const(np.ascontiguousarray(inputs[spec.name]), list(spec.shape), expr.NCHW, types[spec.dtype])
                 for spec in variant.inputs
             ]
-            with quiet_c_stream():  # it prints when something goes wrong
-                results = module.forward(given)
+            results = forward(given)
             outputs = {
                 # A copy: what MNN gives lies in memory that the next call uses again.
                 spec.name: np.array(expr.convert(results[index], expr.NCHW).read(), np.float32)
