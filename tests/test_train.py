@@ -411,8 +411,7 @@ def test_two_processes_train_as_one(images, tmp_path):
     common = [tmp_path / "index.parquet", "--features", features, "--clip", features.parent / "clip"]
     common += ["--backbone", "frozen", "--epochs", "2", "--batch", "4", "--dropout", "0", "--workers", "0"]
     common += ["--device", "cpu", "--threads", "1"]
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     histories = []
     for name, start in (("one", []), ("two", launch)):
         command = [sys.executable, "-m", *start, "lare2_ref.train", *common, "--out", tmp_path / name]

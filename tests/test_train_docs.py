@@ -44,7 +44,7 @@ def test_command_exists(line):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_in_the_text_exist(page):
-    known = {"--num_processes", "--num_machines"}  # accelerate's
+    known = {"--nproc_per_node"}  # torchrun's
     for program in (*PROGRAMS.values(), app):
         command = typer.main.get_command(program)
         for sub in getattr(command, "commands", {"": command}).values():

@@ -1,4 +1,4 @@
-"""``python -m lare2_ref.train``; with several GPUs ``accelerate launch -m lare2_ref.train``."""
+"""``python -m lare2_ref.train``; with several GPUs ``torchrun --nproc_per_node N -m lare2_ref.train``."""
 
 from lare2_ref.train.cli import main
 
