@@ -18,6 +18,7 @@ from processes import environment
 from test_failures import without_privileges
 
 from lare2_rt import Detector, compiled
+from lare2_rt.cli.cache import clear, show
 from lare2_rt.compiled import CompiledCache, cache_limit
 from lare2_rt.compiled_entry import ENTRY, Recipe
 from lare2_rt.errors import EngineError, UsageError
@@ -415,32 +416,35 @@ class TestCommand:
             cache.open(Recipe(engine, "1", "mini [bold]\x1b", {}, 1), content).close()
         return cache
 
-    def test_ls(self, lare2_rt, filled):
+    def test_ls(self, lare2_rt, filled, capsys):
         run = lare2_rt("cache", "ls")
         assert run.returncode == 0
         assert run.stdout.count("mini [bold]\\x1b   0.1 MB") == 2
         assert f"2 compiled, 0.2 MB, in {filled.folder}, which may hold 20 GB" in run.stderr
-        document = json.loads(lare2_rt("cache", "ls", "--json", "--engine", "mnn").stdout)
+        show("mnn", as_json=True)
+        document = json.loads(capsys.readouterr().out)
         (entry,) = document["entries"]
         assert (entry["engine"], entry["in_use"], document["folder"]) == ("mnn", False, str(filled.folder))
         assert entry["size"] == sum(path.stat().st_size for path in (filled.folder / entry["key"]).iterdir())
 
-    def test_clear(self, lare2_rt, filled):
+    def test_clear(self, lare2_rt, filled, capsys):
         held = filled.open(Recipe("mnn", "1", "", {}, 1), content)
         run = lare2_rt("cache", "clear", "--engine", "openvino")
+        assert (run.returncode, run.stdout) == (0, "")
         assert "removed 1 compiled engines (0.1 MB) and 0 measurements" in run.stderr
-        run = lare2_rt("cache", "clear")
-        assert run.returncode == 0
-        assert "removed 0 compiled engines" in run.stderr
-        assert "1 stay because they are in use" in run.stderr
+        clear(None)
+        told = capsys.readouterr().err
+        assert "removed 0 compiled engines" in told
+        assert "1 stay because they are in use" in told
         held.close()
-        lare2_rt("cache", "clear")
+        clear(None)
         assert filled.entries() == []
 
-    def test_empty(self, lare2_rt, monkeypatch, tmp_path):
+    def test_empty(self, monkeypatch, tmp_path, capsys):
         monkeypatch.setenv("LARE2_CACHE", str(tmp_path / "nowhere"))
-        assert json.loads(lare2_rt("cache", "ls", "--json").stdout)["entries"] == []
-        assert lare2_rt("cache", "clear").returncode == 0
+        show(None, as_json=True)
+        assert json.loads(capsys.readouterr().out)["entries"] == []
+        clear(None)
         assert not (tmp_path / "nowhere").exists()
 
     def test_wrong_requests(self, lare2_rt, monkeypatch):
@@ -448,9 +452,8 @@ class TestCommand:
         assert (run.returncode, run.stdout) == (2, "")
         assert "there is no engine 'cuda'" in run.stderr
         monkeypatch.setenv("LARE2_CACHE_LIMIT", "much")
-        run = lare2_rt("cache", "ls")
-        assert run.returncode == 2
-        assert "LARE2_CACHE_LIMIT is 'much'" in run.stderr
+        with pytest.raises(UsageError, match="LARE2_CACHE_LIMIT is 'much'"):
+            show(None, as_json=False)
 
 
 def test_the_detector_takes_the_folder(embedded, tmp_path):

@@ -218,7 +218,7 @@ def _component(variant: Variant, module: Any, set_hint: Callable[[], None]) -> C
 
     def forward(inputs: list[Any]) -> list[Any]:
         nonlocal fresh
-        with _opening if fresh else contextlib.nullcontext(), quiet_c_stream():  # it prints when something goes wrong
+        with quiet_c_stream(), _opening if fresh else contextlib.nullcontext():  # it prints when something goes wrong
             if fresh:
                 set_hint()
             results: list[Any] = module.forward(inputs)
