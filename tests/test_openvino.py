@@ -199,6 +199,7 @@ def test_the_users_own_telemetry_module_is_left_alone():
 
 
 def test_broken_installation(embedded, monkeypatch):
+    monkeypatch.setattr(adapter, "_kept_core", adapter._kept_core.__wrapped__)  # another test may have imported it
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match=r"installed but cannot be imported .*pip install --force-reinstall openvino"):
         Detector.load(embedded, engine="openvino", threads=1)
@@ -220,3 +221,33 @@ def test_a_compiler_that_is_killed(bundle, tmp_path, monkeypatch):
         load_engine(ENGINE, bundle, EngineOptions(threads=1, batch=1, cache=tmp_path / "cache"))
     assert list((tmp_path / "cache/compiled").iterdir()) == []
     shutil.rmtree(tmp_path / "cache")
+
+
+def test_a_signal_after_closing_is_harmless(embedded, tmp_path):
+    """The plugin's own stack for signal handlers must not go while a thread still has it."""
+    code = """
+import faulthandler, gc, signal, sys, threading
+from lare2_rt.bundle import open_bundle
+from lare2_rt.engines import EngineOptions, load_engine
+from lare2_rt.engines.openvino import OpenVinoEngine
+
+faulthandler.enable()  # has a stack too, which is too small for the plugin
+bundle = open_bundle(sys.argv[1])
+opened = [load_engine(OpenVinoEngine(), bundle, EngineOptions(threads=1))]
+
+
+def close():
+    opened.pop().close()
+    gc.collect()
+
+
+thread = threading.Thread(target=close)
+thread.start()
+thread.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    run = subprocess.run([sys.executable, "-c", code, embedded], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "interrupted\n"), run.stderr

@@ -10,8 +10,10 @@ has opted out: it is imported here without its telemetry.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ _SETTINGS: dict[str, Any] = {
 }
 # Leaves the weights out of the compiled model.
 _WEIGHTLESS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
+_importing = threading.Lock()
 
 
 class OpenVinoEngine:
@@ -78,7 +81,7 @@ class OpenVinoEngine:
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Compile what the cache lacks and load it; raises EngineError when OpenVINO refuses a component."""
         try:
-            core = import_openvino().Core()
+            core = _core()
         except Exception as error:  # a broken installation can fail in any way
             raise EngineError(
                 f"openvino is installed but cannot be imported ({first_line(error)}): "
@@ -136,6 +139,21 @@ def import_openvino() -> Any:  # noqa: ANN401 - the binding has no types
         else:
             sys.modules["openvino_telemetry"] = before
     return openvino
+
+
+def _core() -> Any:  # noqa: ANN401
+    """Return this process's one OpenVINO core, which stays until the process ends.
+
+    Its CPU plugin gives the thread that creates it a stack for signal handlers, and frees that stack when it goes. Were
+    it to go from another thread, the next signal, a Ctrl-C for one, would end the process with a segmentation fault.
+    """
+    with _importing:
+        return _kept_core()
+
+
+@functools.cache
+def _kept_core() -> Any:  # noqa: ANN401
+    return import_openvino().Core()
 
 
 def _facts() -> dict[str, str]:
