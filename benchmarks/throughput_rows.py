@@ -71,6 +71,7 @@ _COMPILED = Footprint(1.2e9, 1.4)
 _ONNXRUNTIME = Footprint(0.6e9, 1.45)
 _OPENVINO = Footprint(0.8e9, 2.3)
 _MNN = Footprint(0.6e9, 1.75)
+_STAGED = Footprint(0.8e9, 2.05)
 
 REFERENCE = "eager"
 LAYOUTS = "layouts"
@@ -89,6 +90,7 @@ BUILDS: dict[str, Build] = {
     "inductor": Build("throughput_compile:compile_chain", ("throughput_torch", *_REFERENCE), environment=_INDUCTOR),
     "engine-openvino": Build("throughput_graphs:compile_engine", _OURS, arguments=("openvino",)),
     "engine-mnn": Build("throughput_graphs:compile_engine", _OURS, arguments=("mnn",)),
+    "engine-staged": Build("throughput_graphs:compile_engine", _OURS, arguments=("staged",)),
 }
 
 ROWS: tuple[Row, ...] = (
@@ -232,5 +234,17 @@ ROWS: tuple[Row, ...] = (
         _MNN,
         argument="mnn",
         needs=("engine-mnn",),
+    ),
+    Row(
+        "staged",
+        "ours",
+        "the shipped engine of stages on the same bundle: convolutions on MNN, attention on ONNX Runtime",
+        "`--engine staged` through the public runtime",
+        "throughput_graphs:open_public",
+        (),
+        _OURS,
+        _STAGED,
+        argument="staged",
+        needs=("engine-staged",),
     ),
 )

@@ -132,6 +132,8 @@ class FakeCuda:
         raw = np.full(size + 512, 0xA5, np.uint8)  # never zero, as on a device
         address = -(-raw.ctypes.data // 256) * 256 + (64 if self.misalign else 0)
         table[address] = (raw, size)
+        for place in [place for place in self.last_use if address <= place < address + size]:
+            del self.last_use[place]  # what was done with freed memory that lay here
         return address
 
     def cudaMalloc(self, size):
@@ -174,7 +176,10 @@ class FakeCuda:
             self.check_address(device, count, device=True)
             ctypes.memmove(target, source, count)
 
-        self.enqueue(stream, Operation("copy", run, reads=[source], writes=[target]))
+        # Pageable memory is read before the call returns, and what has its address later is something else.
+        places = [place for place in (source, target) if place != host or pinned is not None]
+        reads, writes = [p for p in places if p == source], [p for p in places if p == target]
+        self.enqueue(stream, Operation("copy", run, reads=reads, writes=writes))
 
     # -- streams and events --------------------------------------------------------------------------------------
     def cudaStreamCreateWithFlags(self, flags):

@@ -20,7 +20,7 @@ from processes import environment
 from lare2_rt import Detector, EngineError
 from lare2_rt.bundle import open_bundle
 from lare2_rt.compiled import CompiledCache
-from lare2_rt.engines import EngineOptions, load_engine
+from lare2_rt.engines import EngineOptions, load_engine, mnn_library
 from lare2_rt.engines import mnn as adapter
 from lare2_rt.engines.mnn import MnnEngine
 from lare2_rt.engines.onnxruntime import OnnxRuntimeEngine
@@ -334,14 +334,14 @@ class TestConversion:
             convert(replace(bundle, path=bundle_copy))
 
     def test_a_result_that_is_too_small(self, convert, monkeypatch):
-        real = adapter.run_script
+        real = mnn_library.run_script
 
         def half(*arguments, cwd, **options):
             printed = real(*arguments, cwd=cwd, **options)
             os.truncate(cwd / "model.mnn", (cwd / "model.mnn").stat().st_size // 2)
             return printed
 
-        monkeypatch.setattr(adapter, "run_script", half)
+        monkeypatch.setattr(mnn_library, "run_script", half)
         with pytest.raises(EngineError, match=r"mnn cannot convert egre\S*: its result is not complete; update mnn"):
             convert()
 

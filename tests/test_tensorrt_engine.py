@@ -31,8 +31,9 @@ def bundle(tiny):
 
 
 @pytest.fixture
-def world(monkeypatch, bundle):
+def world(monkeypatch, bundle, tmp_path):
     """A machine with a GPU and TensorRT 11, all of it fake; ``built`` lists the plans that were built."""
+    monkeypatch.setenv("LARE2_CACHE", str(tmp_path / "cache"))  # plans of another test would not be built
     world = SimpleNamespace(cuda=FakeCuda(), built=[], versions={"tensorrt-cu13": "11.4.0.106"}, gpu=GPU)
     world.trt = FakeTensorRt(world.cuda)
 

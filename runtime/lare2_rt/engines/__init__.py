@@ -12,6 +12,7 @@ from .contract import Engine, EngineInfo, EngineOptions, Notify, OpenEngine
 from .mnn import MnnEngine
 from .onnxruntime import OnnxRuntimeEngine
 from .openvino import OpenVinoEngine
+from .staged import StagedEngine
 from .tensorrt import TENSORRT, TENSORRT_RTX, TensorRtEngine
 
 # Where nothing was measured, ``auto`` takes the first that can be used: the one with the kernels that builds measure.
@@ -19,6 +20,7 @@ ENGINES: tuple[Engine, ...] = (
     OnnxRuntimeEngine(),
     OpenVinoEngine(),
     MnnEngine(),
+    StagedEngine(),
     TensorRtEngine(TENSORRT),
     TensorRtEngine(TENSORRT_RTX),
 )

@@ -1,24 +1,16 @@
 """MNN on the CPU: the portable float32 ONNX graphs of batch 1, converted once into the user's cache.
 
-Its convolutions need fewer multiplications (Winograd), which makes it the fastest engine where convolutions are most of
-the work. Rows of a batch come out with other bits by position, so it runs at batch 1 only.
-
-Three properties of the library reach further than one would expect. While it computes, it holds Python's global lock:
-other threads wait, a Ctrl-C too. Its threads are one pool for the whole process, as large as the first model that is
-loaded with more than one thread asks for; a later model that asks for more would silently get fewer, and other bits: it
-is refused. And a hint counts for the whole process until a model has run once: it is given again right before that.
+Its convolutions need fewer multiplications (Winograd), which pays where convolutions are most of the work. Rows of a
+batch come out with other bits by position, so it runs at batch 1 only. What else is peculiar about the library stands
+in ``mnn_library.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import shutil
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,19 +20,11 @@ from ..compiled_entry import Entry
 from ..errors import BundleError, EngineError, first_line
 from ..manifest import Variant
 from .chain import Arrays, Component, ComponentChain, check_inputs, check_outputs
-from .compiling import compile_chain, run_script
+from .compiling import compile_chain
 from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants, installed_version
-from .stdio import quiet_c_output, quiet_c_stream
+from .mnn_library import NEWEST_OPSET, Model, WinogradLevel, convert, import_mnn, load_model, open_runtime, threads_for
 
 _MODEL = "model.mnn"
-_WEIGHTS = "model.mnn.weight"  # the name under which MNN looks for weights beside a model
-_NEWEST_OPSET = 20  # what the converter of MNN 3.6 reads
-_SUCCESS = "Converted Success!"
-_WINOGRAD_HINT = 3
-_PROBE = bytes(1 << 16)
-_MOST_THREADS = 32  # more are taken for 32
-_pool = 1  # threads that this process has for MNN; it grows once
-_opening = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +39,7 @@ class MnnEngine:
             ends at 2 GB.
     """
 
-    winograd_level: Literal[0, 1, 2, 3] = 1
+    winograd_level: WinogradLevel = 1
     external_from: int = 1_800_000_000
 
     name = "mnn"
@@ -73,8 +57,8 @@ class MnnEngine:
         except BundleError as error:
             return str(error)
         newest = max(variant.opset for variant in variants.values())
-        if newest > _NEWEST_OPSET:
-            return f"mnn reads ONNX up to opset {_NEWEST_OPSET} and the bundle has {newest}; choose another --engine"
+        if newest > NEWEST_OPSET:
+            return f"mnn reads ONNX up to opset {NEWEST_OPSET} and the bundle has {newest}; choose another --engine"
         return None
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
@@ -94,17 +78,9 @@ class MnnEngine:
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Convert what the cache lacks and load it; raises EngineError when MNN refuses a component."""
-        try:
-            with quiet_c_output():
-                importlib.import_module("MNN.nn")
-        except Exception as error:  # a broken installation can fail in any way
-            raise EngineError(
-                f"mnn is installed but cannot be imported ({first_line(error)}): pip install --force-reinstall mnn"
-            ) from error
+        import_mnn()
         info, variants = self.describe(bundle, options), _variants(bundle, options)
-        threads = min(options.threads, _MOST_THREADS)
-        if threads != options.threads:
-            options.say(f"mnn uses {threads} of the {options.threads} threads asked for: it takes no more")
+        threads = threads_for(options)
         chain = compile_chain(
             bundle,
             variants,
@@ -114,25 +90,33 @@ class MnnEngine:
             build=lambda variant, folder: _convert(bundle, variant, folder, external_from=self.external_from),
         )
         try:
-            with quiet_c_output():
-                runtime = _runtime(threads)
-                modules = {name: _load(variants[name], entry, runtime) for name, entry in chain.entries.items()}
+            runtime = open_runtime(threads)
+            models = {name: self._load(variants[name], entry, runtime=runtime) for name, entry in chain.entries.items()}
         except BaseException:
             chain.close()
             raise
-        components = {
-            name: _component(variants[name], module, lambda: runtime.set_hint(_WINOGRAD_HINT, self.winograd_level))
-            for name, module in modules.items()
-        }
+        components = {name: _component(variants[name], model) for name, model in models.items()}
         opened = EngineInfo(
             info.name, info.version, info.device, info.precision, 1, threads, info.build_key, chain.digest
         )
 
         def close() -> None:
-            modules.clear()
+            models.clear()
             chain.close()
 
         return ComponentChain(opened, components, noise=bundle.noise, close=close)
+
+    def _load(self, variant: Variant, entry: Entry, *, runtime: Any) -> Model:  # noqa: ANN401
+        """Return the model of a component; raises EngineError, and forgets an entry that cannot be loaded."""
+        path = entry.folder / _MODEL
+        try:
+            return load_model(path, variant.inputs, variant.outputs, runtime=runtime, winograd=self.winograd_level)
+        except Exception as error:
+            entry.discard()
+            raise EngineError(
+                f"mnn cannot load what it converted from {variant.graph}; it was removed from the cache: try again, "
+                "else choose another --engine"
+            ) from error
 
 
 def _convert(bundle: Bundle, variant: Variant, folder: Path, *, external_from: int) -> None:
@@ -147,97 +131,16 @@ def _convert(bundle: Bundle, variant: Variant, folder: Path, *, external_from: i
             (folder / name).symlink_to((bundle.path / name).resolve())
         except (OSError, NotImplementedError):  # file systems and users without links
             shutil.copyfile(bundle.path / name, folder / name)
-    printed = run_script(
-        "mnn_convert.py",
-        [variant.graph, _MODEL, *(["--saveExternalData"] if size >= external_from else [])],
-        cwd=folder,
-        doing=f"convert {variant.graph} for mnn",
-        remedy="update mnn, or choose another --engine",
-    )
+    convert(folder, variant.graph, _MODEL, size=size, external_from=external_from)
     for name in names:
         (folder / name).unlink()
-    for name in (_MODEL, _WEIGHTS):
-        if (folder / name).exists():
-            _check_room(folder / name)
-    made = sum(path.stat().st_size for path in folder.iterdir())
-    # Weights are most of a model, and none may be missing.
-    if _SUCCESS not in printed or not (folder / _MODEL).exists() or made < 0.9 * size:
-        telling = [line.strip() for line in printed.splitlines() if "rror" in line or "ailed" in line]
-        raise EngineError(
-            f"mnn cannot convert {variant.graph}: {(telling or ['its result is not complete'])[-1][:200]}; update mnn, "
-            "or choose another --engine"
-        )
 
 
-def _check_room(path: Path) -> None:
-    """Raise OSError where a file cannot grow: then it is not complete either, which the converter does not notice."""
-    with path.open("r+b") as handle:
-        size = handle.seek(0, 2)
-        handle.write(_PROBE)
-        handle.flush()
-        handle.truncate(size)
-
-
-def _runtime(threads: int) -> Any:  # noqa: ANN401 - the binding has no types
-    """Return a runtime of exactly so many threads; raises EngineError where the process cannot have one any more."""
-    global _pool
-    import MNN.nn
-
-    with _opening:
-        if threads > _pool > 1:
-            raise EngineError(
-                f"mnn has {_pool} threads in this process since it was first used and cannot have {threads}; ask for "
-                f"at most {_pool} threads, or start another process"
-            )
-        # "high" is float32; "normal" would let it choose.
-        runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": threads, "precision": "high"},))
-        _pool = max(_pool, threads)
-    return runtime
-
-
-def _load(variant: Variant, entry: Entry, runtime: Any) -> Any:  # noqa: ANN401
-    """Return the module of a component; raises EngineError, and forgets an entry that cannot be loaded."""
-    import MNN.nn
-
-    inputs, outputs = ([spec.name for spec in specs] for specs in (variant.inputs, variant.outputs))
-    try:
-        return MNN.nn.load_module_from_file(str(entry.folder / _MODEL), inputs, outputs, runtime_manager=runtime)
-    except Exception as error:
-        entry.discard()
-        raise EngineError(
-            f"mnn cannot load what it converted from {variant.graph}; it was removed from the cache: try again, else "
-            "choose another --engine"
-        ) from error
-
-
-def _component(variant: Variant, module: Any, set_hint: Callable[[], None]) -> Component:  # noqa: ANN401
-    from MNN import expr
-
-    types = {"uint8": expr.uint8, "float32": expr.float}
-    fresh = True
-
-    def forward(inputs: list[Any]) -> list[Any]:
-        nonlocal fresh
-        with quiet_c_stream(), _opening if fresh else contextlib.nullcontext():  # it prints when something goes wrong
-            if fresh:
-                set_hint()
-            results: list[Any] = module.forward(inputs)
-        fresh = False
-        return results
-
+def _component(variant: Variant, model: Model) -> Component:
     def call(inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         check_inputs(variant, inputs)
         try:
-            given = [
-                expr.const(np.ascontiguousarray(inputs[spec.name]), list(spec.shape), expr.NCHW, types[spec.dtype])
-                for spec in variant.inputs
-            ]
-            results = forward(given)
-            outputs = {
-                # A copy: what MNN gives lies in memory that the next call uses again.
-                spec.name: np.array(expr.convert(results[index], expr.NCHW).read(), np.float32)
-                for index, spec in enumerate(variant.outputs)
-            }
+            outputs = model(inputs)
         except Exception as error:
             raise EngineError(
                 f"mnn failed in {variant.graph}: {first_line(error)}; close other programs if memory is short, else "

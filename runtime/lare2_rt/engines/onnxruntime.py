@@ -60,18 +60,22 @@ class OnnxRuntimeEngine:
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Create one session per component; raises EngineError when ONNX Runtime refuses one."""
-        try:
-            importlib.import_module("onnxruntime")
-        except Exception as error:  # a broken installation can fail in any way
-            raise EngineError(
-                f"onnxruntime is installed but cannot be imported ({first_line(error)}): "
-                "pip install --force-reinstall onnxruntime"
-            ) from error
-
+        import_onnxruntime()
         variants, info = _variants(bundle, options), self.describe(bundle, options)
         sessions = {name: open_session(bundle, variant, options.threads) for name, variant in variants.items()}
-        components = {name: _component(variants[name], session) for name, session in sessions.items()}
+        components = {name: component_of(variants[name], session) for name, session in sessions.items()}
         return ComponentChain(info, components, noise=bundle.noise, close=sessions.clear)
+
+
+def import_onnxruntime() -> None:
+    """Import the library; raises EngineError."""
+    try:
+        importlib.import_module("onnxruntime")
+    except Exception as error:  # a broken installation can fail in any way
+        raise EngineError(
+            f"onnxruntime is installed but cannot be imported ({first_line(error)}): "
+            "pip install --force-reinstall onnxruntime"
+        ) from error
 
 
 def session_settings(threads: int) -> Any:  # noqa: ANN401 - the binding has no types
@@ -112,7 +116,8 @@ def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa
     return session
 
 
-def _component(variant: Variant, session: Any) -> Component:  # noqa: ANN401
+def component_of(variant: Variant, session: Any) -> Component:  # noqa: ANN401
+    """Return a session as a component."""
     names = [spec.name for spec in variant.outputs]
 
     def call(inputs: Arrays) -> dict[str, NDArray[np.float32]]:
