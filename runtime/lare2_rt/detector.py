@@ -14,13 +14,17 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from PIL import Image
 
 from .bundle import Bundle, open_bundle
-from .decode import ImageSource, source_name
+from .decode import DEFAULT_LIMITS, ImageSource, source_name
+from .decode_worker import DecodeTask
 from .detection import DecisionRule, Detection, Provenance, failed, scored
 from .engines import EngineOptions, Notify, OpenEngine, Rejected, open_engine
 from .errors import EngineError, ImageError, UsageError
 from .integrity import Progress
+from .isolated import IsolatedDecoder, Worker
+from .limits import Limits, megapixels
 from .locate import locate_bundle
 from .manifest import Precision
 from .preprocess import Pixels, preprocess
@@ -47,8 +51,18 @@ class Detector:
             print(detector.detect("photo.jpg").probability)
     """
 
-    def __init__(self, bundle: Bundle, engine: OpenEngine, *, info: DetectorInfo) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: OpenEngine,
+        *,
+        info: DetectorInfo,
+        limits: Limits = DEFAULT_LIMITS,
+        isolated: IsolatedDecoder | None = None,
+    ) -> None:
         self._bundle = bundle
+        self._limits = limits
+        self._isolated = isolated
         self._engine: OpenEngine | None = engine
         self._info = info
         self._turn = threading.Lock()
@@ -68,6 +82,8 @@ class Detector:
         progress: Progress | None = None,
         notify: Notify | None = None,
         cuda_graph: bool = True,
+        limits: Limits | None = None,
+        isolate: bool = False,
     ) -> Detector:
         """Open a bundle on an engine.
 
@@ -87,12 +103,20 @@ class Detector:
             notify: called with one line before anything that takes long, such as compiling an engine, and for what a
                 user should know about the engine.
             cuda_graph: whether a GPU engine replays one captured graph; False launches every kernel anew.
+            limits: of one file; default: ``Limits()``.
+            isolate: decode paths, bytes and file objects in processes of their own, which costs two of them and about
+                a millisecond a file. Only there the limit of seconds is kept, and a decoder that crashes costs one
+                file. False decodes in threads of this process.
 
         Raises:
             BundleError, EngineError, UsageError: with the remedy in the text.
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
+        limits = limits or DEFAULT_LIMITS
+        if limits.max_pixels > DEFAULT_LIMITS.max_pixels and not isolate:
+            most = megapixels(DEFAULT_LIMITS.max_pixels)
+            raise UsageError(f"more than {most} are decoded in processes of their own only: allow that with isolate")
         located = locate_bundle(bundle)
         opened = open_bundle(located.path, verify=verify, progress=progress)
         rule = opened.manifest.rule.with_threshold(threshold)
@@ -104,9 +128,15 @@ class Detector:
             notify=notify,
             cuda_graph=cuda_graph,
         )
-        running, rejected = open_engine(engine, opened, options)
+        isolated = _isolated(opened, limits) if isolate else None
+        try:
+            running, rejected = open_engine(engine, opened, options)
+        except BaseException:
+            if isolated is not None:
+                isolated.close()
+            raise
         info = DetectorInfo(_provenance(opened, running, located.origin), rule, rejected)
-        return cls(opened, running, info=info)
+        return cls(opened, running, info=info, limits=limits, isolated=isolated)
 
     @property
     def info(self) -> DetectorInfo:
@@ -126,7 +156,7 @@ class Detector:
             EngineError: the engine failed or the detector is closed.
         """
         begin = time.perf_counter()
-        pixels = self._pixels(source)
+        pixels = self._pixels(source, set())
         decode = (time.perf_counter() - begin) * 1e3
         result = self._score([(source_name(source), pixels, decode)])[0]
         if result.error is not None:
@@ -139,8 +169,9 @@ class Detector:
         The last batch is padded, which changes no result.
 
         Raises:
-            EngineError: the engine failed; images already yielded stand.
+            EngineError: the engine failed, or no process for decoding can be started; images already yielded stand.
         """
+        busy: set[Worker] = set()
         batch = self._info.provenance.batch
         pending: deque[Future[_Decoded]] = deque()
         iterator = iter(sources)
@@ -151,7 +182,7 @@ class Detector:
                 while True:
                     while not exhausted and len(pending) < _DECODERS + batch:
                         try:
-                            pending.append(pool.submit(self._decode, next(iterator)))
+                            pending.append(pool.submit(self._decode, next(iterator), busy))
                         except StopIteration:
                             exhausted = True
                     if pending:
@@ -166,6 +197,7 @@ class Detector:
             finally:
                 for future in pending:
                     future.cancel()
+                IsolatedDecoder.stop(busy)  # else leaving the block would wait for a decoder that may be stuck
 
     def warmup(self) -> None:
         """Run the engine once on black pixels, so that the first image does not pay for lazy initialisation."""
@@ -182,6 +214,8 @@ class Detector:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
+        if self._isolated is not None:
+            self._isolated.close()
 
     def __enter__(self) -> Self:
         return self
@@ -191,17 +225,18 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _pixels(self, source: ImageSource) -> Pixels:
-        method = self._bundle.manifest.method
-        return preprocess(
-            source, self._bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size
-        )
+    def _pixels(self, source: ImageSource, busy: set[Worker]) -> Pixels:
+        if self._isolated is not None and not isinstance(source, (Image.Image, np.ndarray)):
+            return self._isolated.decode(source, busy=busy)
+        method, policy = self._bundle.manifest.method, self._bundle.manifest.policy
+        sizes = {"image_size": method.image_size, "crop_size": method.crop_size}
+        return preprocess(source, policy, **sizes, limits=self._limits)
 
-    def _decode(self, source: ImageSource) -> _Decoded:
+    def _decode(self, source: ImageSource, busy: set[Worker]) -> _Decoded:
         name = source_name(source)
         begin = time.perf_counter()
         try:
-            pixels = self._pixels(source)
+            pixels = self._pixels(source, busy)
         except ImageError as error:
             return _Decoded(name, None, 0.0, str(error))
         except MemoryError:
@@ -259,6 +294,12 @@ class _Decoded:
     pixels: Pixels | None
     milliseconds: float
     error: str | None
+
+
+def _isolated(bundle: Bundle, limits: Limits) -> IsolatedDecoder:
+    method = bundle.manifest.method
+    task = DecodeTask(bundle.manifest.policy, method.image_size, method.crop_size, limits)
+    return IsolatedDecoder(task, processes=_DECODERS)
 
 
 def _provenance(bundle: Bundle, engine: OpenEngine, origin: str) -> Provenance:

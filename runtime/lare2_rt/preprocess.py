@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .decode import ImageSource, open_image, orient, to_rgb
+from .colour import to_rgb
+from .decode import ImageSource, open_image, orient
 from .errors import ImageError
+from .limits import Limits
 from .policy import PaddingPolicy, Preprocessing
 
 UInt8 = NDArray[np.uint8]
@@ -28,27 +30,59 @@ class Pixels:
     crop: UInt8
 
 
-def preprocess(source: ImageSource, policy: Preprocessing, *, image_size: int = 256, crop_size: int = 224) -> Pixels:
+def preprocess(
+    source: ImageSource,
+    policy: Preprocessing,
+    *,
+    image_size: int = 256,
+    crop_size: int = 224,
+    limits: Limits | None = None,
+) -> Pixels:
     """Decode ``source`` and prepare both branches.
 
     Sources: squash and bicubic filter from the official ``extract_lare.py``; padding and centre crop without any resize
     from the validation pipeline of the official ``test.py``.
 
     Raises:
-        ImageError: the source cannot be read, is not an image, or is refused.
+        ImageError: the source cannot be read, is not an image, or is refused, for instance by ``limits`` (default:
+            ``Limits()``; the one of seconds is not kept here).
     """
     try:
-        opened = open_image(source, as_stored=policy.exif == "ignore")
+        opened = open_image(source, as_stored=policy.exif == "ignore", limits=limits)
     except MemoryError:
         raise ImageError("too little memory to decode it; scale it down first") from None
+    size, given = f"{opened.width}×{opened.height}", [opened]
+    del opened  # else it would be held until the end
     try:
-        clip_view = orient(opened) if policy.exif in ("apply", "official") else opened
-        clip_rgb = to_rgb(clip_view, policy)
-        lare_rgb = to_rgb(opened, policy) if policy.exif == "official" and clip_view is not opened else clip_rgb
-        return Pixels(squash(lare_rgb, image_size), centre_crop(np.asarray(clip_rgb), crop_size, policy.padding))
+        return _both_branches(given, policy, image_size, crop_size)
     except MemoryError:
-        size = f"{opened.width}×{opened.height}"
         raise ImageError(f"too little memory for its {size} pixels; scale it down first") from None
+
+
+def _both_branches(given: list[Image.Image], policy: Preprocessing, image_size: int, crop_size: int) -> Pixels:
+    """Make both arrays, holding at most two whole pictures; ``given`` holds one and loses it.
+
+    Colours are converted after cutting: that treats each pixel by itself.
+    """
+    view = given.pop()
+    if view.format == "WEBP":
+        view = view.copy()  # its decoder keeps two canvases as large as the picture for as long as the picture is held
+    turned = orient(view) if policy.exif in ("apply", "official") else view
+    if policy.exif == "official" and turned is not view:
+        window = to_rgb(_cut(turned, crop_size), policy)
+        del turned
+        image = squash(to_rgb(view, policy), image_size)
+    else:
+        del view
+        window = to_rgb(_cut(turned, crop_size), policy)
+        image = squash(to_rgb(turned, policy), image_size)
+    return Pixels(image, centre_crop(np.asarray(window), crop_size, policy.padding))
+
+
+def _cut(image: Image.Image, size: int) -> Image.Image:
+    """Return what ``centre_crop`` would look at: the centre window, and the whole of an axis shorter than that."""
+    left, top = (max(0, (length - size) // 2) for length in image.size)
+    return image.crop((left, top, min(image.width, left + size), min(image.height, top + size)))
 
 
 def squash(rgb: Image.Image, size: int) -> UInt8:

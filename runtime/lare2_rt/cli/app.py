@@ -16,8 +16,9 @@ from .engine_commands import register as register_engine_commands
 from .quality_commands import register as register_quality_commands
 
 # 0: everything scored. 1: some files failed, or the results could not all be written (the disk is full, the reader of
-# standard output left). 2: nothing could start. 130: interrupted by Ctrl-C. 143: ended by SIGTERM.
-EXIT_FILES, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+# standard output left). 2: nothing could start. 3: what --fail-on looks for was found. 130: interrupted by Ctrl-C.
+# 143: ended by SIGTERM.
+EXIT_FILES, EXIT_USAGE, EXIT_FOUND, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 
 app = typer.Typer(
     name="lare2-rt",
@@ -51,7 +52,12 @@ def _root(
 @app.command()
 @interruptible
 def infer(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Images, folders (recursive) or quoted globs.")],
+    paths: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            metavar="PATH", help="Images, folders (recursive), quoted globs, or - for one image on standard input."
+        ),
+    ] = None,
     bundle: Annotated[
         Optional[str],
         typer.Option(help="Bundle folder. Default: $LARE2_BUNDLE, ./engines, else the embedded model."),
@@ -80,12 +86,37 @@ def infer(
         bool, typer.Option("--cuda-graph/--no-cuda-graph", help="On a GPU, replay one captured graph.")
     ] = True,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say why other engines are not used.")] = False,
+    lists: Annotated[
+        Optional[list[str]],
+        typer.Option("--list", metavar="FILE", help="Score the paths in this file too, one a line; - is stdin."),
+    ] = None,
+    null: Annotated[bool, typer.Option("--null", help="Paths in lists end with NUL, as of 'find -print0'.")] = False,
+    max_pixels: Annotated[
+        Optional[str], typer.Option(metavar="N", help="Refuse larger images, such as 200M. Default: 89.5M.")
+    ] = None,
+    max_bytes: Annotated[
+        Optional[str], typer.Option(metavar="N", help="Refuse larger files, such as 20M. Default: 1 GiB.")
+    ] = None,
+    max_seconds: Annotated[
+        Optional[float], typer.Option(metavar="S", help="Give up on a file that takes longer to decode. Default: 60.")
+    ] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate/--no-isolate", help="Decode in processes of their own, which a bad file can crash but not stop."
+        ),
+    ] = True,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first image that fails.")] = False,
+    fail_on: Annotated[
+        Optional[Literal["generated"]], typer.Option(help="Exit with 3 if any image gets this verdict.")
+    ] = None,
 ) -> None:
     """Score images: the verdict, and the probability that each was generated.
 
-    Exit code: 0 all scored, 1 some files failed or results could not be written, 2 nothing could start,
-    130 interrupted by Ctrl-C, 143 ended by SIGTERM.
+    Exit code: 0 all scored, 1 some files failed or results could not be written, 2 nothing could start, 3 found what
+    --fail-on looks for, 130 interrupted by Ctrl-C, 143 ended by SIGTERM.
     """
+    from ..limits import limits_of
     from .infer import InferOptions, run
 
     options = InferOptions(
@@ -101,9 +132,15 @@ def infer(
         verify=verify,
         cuda_graph=cuda_graph,
         verbose=verbose,
+        lists=tuple(lists or ()),
+        null=null,
+        limits=limits_of(max_pixels, max_bytes, max_seconds, isolate=isolate),
+        isolate=isolate,
+        fail_fast=fail_fast,
+        fail_on=fail_on,
     )
     with output_errors():
-        code = run(paths, options)
+        code = run(paths or [], options)
     raise typer.Exit(code)
 
 
