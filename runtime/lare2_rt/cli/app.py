@@ -30,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Format = Literal["table", "json", "jsonl", "csv"]
+Format = Literal["table", "json", "jsonl", "csv", "parquet"]
 PrecisionName = Literal["fp32", "fp16"]
 
 
@@ -67,6 +67,9 @@ def infer(
     ] = None,
     out: Annotated[Optional[str], typer.Option(help="Write results to this file instead of standard output.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Let --out replace an existing file.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the results that --out holds; a kill loses none from then on.")
+    ] = False,
     threshold: Annotated[
         Optional[float],
         typer.Option(help="Probability (0..1) from which the verdict is 'generated'. Default: the bundle's own."),
@@ -138,6 +141,7 @@ def infer(
         isolate=isolate,
         fail_fast=fail_fast,
         fail_on=fail_on,
+        resume=resume,
     )
     with output_errors():
         code = run(paths or [], options)

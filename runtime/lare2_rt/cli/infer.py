@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..atomic import check_target
+from ..datasets.arrow import arrow
 from ..detector import Detector
 from ..errors import UsageError
 from ..limits import Limits
 from ..locate import locate_bundle
 from ..output import Format, Writer, format_for
 from .console import say, say_if_restored
-from .infer_inputs import gather
+from .infer_inputs import Source, gather
+from .infer_resume import check_resume, to_resumable
 from .infer_scoring import FailOn, Outcome, Rules, score
 from .infer_targets import to_file, to_stdout
 from .progress import hashing_progress
@@ -42,6 +45,7 @@ class InferOptions:
     isolate: bool
     fail_fast: bool
     fail_on: FailOn | None
+    resume: bool
 
 
 def run(arguments: list[str], options: InferOptions) -> int:
@@ -51,17 +55,25 @@ def run(arguments: list[str], options: InferOptions) -> int:
     sources = gather(arguments, options.lists, null=options.null)
     target = Path(options.out) if options.out is not None else None
     form = _format(options, target)
-    if target is not None:
+    resumed = check_resume(target, form, sources, force=options.force) if options.resume else None
+    if target is not None and resumed is None:
         check_target(target, overwrite=options.force)
+    if form == "parquet":
+        arrow()  # missing, it should not show at the end
     say_if_restored(locate_bundle(options.bundle))
     rules = Rules(fail_fast=options.fail_fast, fail_on=options.fail_on)
     with _load(options) as detector:
         _announce(detector, verbose=options.verbose)
         rules.check(detector)
 
-        def scored(writer: Writer) -> Outcome:
-            return score(detector, sources, writer, rules)
+        def some(chosen: Sequence[Source], writer: Writer, earlier: Iterable[str | None] = ()) -> Outcome:
+            return score(detector, chosen, writer, rules, earlier=earlier)
 
+        def scored(writer: Writer) -> Outcome:
+            return some(sources, writer)
+
+        if resumed is not None:
+            return to_resumable(some, detector, sources, form=form, target=resumed)
         if target is None:
             return to_stdout(scored, form)
         return to_file(scored, form, target=target, force=options.force)
@@ -86,13 +98,15 @@ def _load(options: InferOptions) -> Detector:
 
 
 def _format(options: InferOptions, target: Path | None) -> Format:
+    if options.format == "parquet" and target is None:
+        raise UsageError("Parquet is no text for standard output; name a file with --out")
     if options.format is not None:
         return options.format
     if target is None:
         return "table"
     form = format_for(target.suffix)
     if form is None:
-        raise UsageError(f"cannot tell the format of {target} from its ending; add --format table, json, jsonl or csv")
+        raise UsageError(f"cannot tell the format of {target} from its ending; add --format, such as jsonl or csv")
     return form
 
 

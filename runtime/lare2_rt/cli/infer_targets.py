@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..atomic import draft_text, reason, taken_in_the_meantime
+from ..atomic import draft_bytes, draft_text, reason, taken_in_the_meantime
 from ..errors import OutputError
-from ..output import Format, Writer, writer_for
+from ..output import Format, Writer, parquet_writer, writer_for
 from .app import EXIT_FILES
 from .console import ignore_interrupts, say, silence
 from .infer_scoring import Outcome, say_summary
@@ -37,8 +37,8 @@ def to_file(score: Scoring, form: Format, *, target: Path, force: bool) -> int:
     """Write to a file that appears when it is complete; one that was cut short gets a name that says so."""
     partial = target.with_name(target.name + ".partial")
     try:
-        with draft_text(target, overwrite=force) as draft:
-            outcome = score(writer_for(form, draft.stream))
+        with (draft_bytes if form == "parquet" else draft_text)(target, overwrite=force) as draft:
+            outcome = score(parquet_writer(draft.stream) if form == "parquet" else writer_for(form, draft.stream))
             ignore_interrupts()  # all that is left to do takes a moment, and would be lost
             if outcome.stopped is not None:
                 draft.target = partial
