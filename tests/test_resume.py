@@ -85,8 +85,11 @@ def killed_and_resumed(pictures, folder, form, seed):
         wanted = int(chance.random() * SIZE["csv" if form == "csv" else "jsonl"] * (1.1 if kills else 0.8))
         patience = time.monotonic() + 60
         while child.poll() is None and time.monotonic() < patience:
-            if partial.exists() and partial.stat().st_size >= wanted:
-                break
+            try:
+                if partial.stat().st_size >= wanted:
+                    break
+            except FileNotFoundError:  # not yet, or not any more
+                pass
             time.sleep(chance.random() * 0.02)
         child.kill()
         _, said = child.communicate()
