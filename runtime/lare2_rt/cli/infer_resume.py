@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
-from ..atomic import check_target, draft_bytes, draft_text, fsync_folder, reason, settle, taken_in_the_meantime
+from ..atomic import check_target, draft_text, fsync_folder, reason, settle, taken_in_the_meantime
 from ..detection import Detection
 from ..detector import Detector
 from ..errors import OutputError, UsageError
@@ -112,14 +113,11 @@ def _append(score: Scoring, missing: Sequence[Source], earlier: Earlier, *, part
 def _finish(partial: Path, target: Path, *, form: Format, extends: bool) -> int:
     """Give a complete file its name; returns an exit code where it could not have it."""
     try:
-        if form == "parquet":
-            with draft_bytes(target, overwrite=extends) as draft:
-                _pack(partial, draft.stream)
-            got = draft.target
+        complete = _packed(partial) if form == "parquet" else partial
+        got = settle(complete, target, overwrite=extends)
+        fsync_folder(target.parent)
+        if complete != partial:
             partial.unlink()
-        else:
-            got = settle(partial, target, overwrite=extends)
-            fsync_folder(target.parent)
     except OutputError as error:
         say(f"stopped: {error}; the results are in {partial}, and --resume goes on from there")
         return EXIT_FILES
@@ -129,13 +127,21 @@ def _finish(partial: Path, target: Path, *, form: Format, extends: bool) -> int:
     return 0
 
 
-def _pack(partial: Path, stream: IO[bytes]) -> None:
-    import json
-
-    writer = ParquetRecords(stream)
-    for line in lines_of(partial):
-        writer.add(json.loads(line))
-    writer.end()
+def _packed(partial: Path) -> Path:
+    """Return a Parquet file of the lines; always under one name, so that the next run replaces what a kill left."""
+    packed = partial.with_name(f".{partial.name}.packed")
+    try:
+        with packed.open("wb") as stream:
+            writer = ParquetRecords(stream)
+            for line in lines_of(partial):
+                writer.add(json.loads(line))
+            writer.end()
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        packed.unlink(missing_ok=True)
+        raise
+    return packed
 
 
 def _is_empty(path: Path) -> bool:
