@@ -12,6 +12,7 @@ import typer
 from .._version import __version__
 from .console import Interrupted, ReaderGone, answering_sigterm, interruptible, output_errors, say, silence
 from .dataset_commands import register as register_dataset_commands
+from .doctor_command import register as register_doctor_command
 from .engine_commands import register as register_engine_commands
 from .quality_commands import register as register_quality_commands
 
@@ -168,6 +169,7 @@ def inspect(
 
 
 register_dataset_commands(app)
+register_doctor_command(app)
 register_engine_commands(app)
 register_quality_commands(app)
 
