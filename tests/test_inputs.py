@@ -56,8 +56,8 @@ class TestFolders:
         own = ["album/a/1.JPG", "album/again/x/3.png", "album/b/2.jpg", "album/c.heic", "album/dead.jpg"]
         assert expand(["album"]) == own
         assert expand(["album/linked"]) == ["album/linked/x/3.png"]
-        os.remove("album/again")
-        os.remove("album/linked")
+        Path("album/again").unlink()
+        Path("album/linked").unlink()
         assert expand(["album"])[-1] == "album/up/disk/x/3.png"
 
     def test_many_links_do_not_multiply(self, tmp_path):
@@ -91,7 +91,7 @@ class TestLists:
         assert read(b"\xef\xbb\xbfa.jpg\r\n\nb c.jpg\n#d\n\xff.jpg") == ["a.jpg", "b c.jpg", "#d", "\udcff.jpg"]
         assert read(b"two\nlines.jpg\0b\r\0\0", null=True) == ["two\nlines.jpg", "b\r"]
         for content in (b"", b"\n\n", b"\xef\xbb\xbf"):
-            with pytest.raises(UsageError, match="l.txt names no file"):
+            with pytest.raises(UsageError, match=r"l\.txt names no file"):
                 read(content)
         with pytest.raises(UsageError, match="add --null"):
             read(b"a\0b")
@@ -213,7 +213,7 @@ class TestEnd:
 
     @pytest.fixture
     def judging(self, monkeypatch):
-        monkeypatch.setattr(Manifest, "rule", property(lambda self: DecisionRule("calibrated", 0.6, 0.7)))
+        monkeypatch.setattr(Manifest, "rule", property(lambda self: DecisionRule("calibrated", 0.55, 0.7)))
 
     def test_summary(self, command, fake, album, judging):  # noqa: F811
         _, _, said = command("infer", ".")
@@ -270,7 +270,8 @@ class TestEnd:
 
 def memory_of(pid):
     """Resident bytes of a process and its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    # A process belongs to the thread that started it.
+    children = [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
     total = 0
     for each in (pid, *children):
         text = Path(f"/proc/{each}/status").read_text()
