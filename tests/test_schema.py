@@ -78,6 +78,7 @@ def test_csv_carries_the_same_values(outputs):
             "precision": record["engine"]["precision"],
             "real_below": record["decision"]["real_below"],
             "generated_from": record["decision"]["generated_from"],
+            "crops": record["crops"],
         }
         shown = {name: "" if value is None else str(value) for name, value in expected.items()}
         total = row.pop("total_ms")

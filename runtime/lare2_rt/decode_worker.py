@@ -16,13 +16,13 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import IO
 
-import numpy as np
 from PIL import Image
 
 from .errors import ImageError
 from .limits import MAX_PIXELS, Limits
+from .pixel_bytes import pack
 from .policy import Preprocessing
-from .preprocess import Pixels, preprocess
+from .preprocess import preprocess
 
 HEAD = struct.Struct("<BQ")
 PATH, CONTENT = 0, 1  # orders
@@ -38,6 +38,8 @@ class DecodeTask:
     image_size: int
     crop_size: int
     limits: Limits
+    crops: int = 1
+    view: bool = False
 
     def encode(self) -> str:
         """Return it as JSON."""
@@ -47,18 +49,8 @@ class DecodeTask:
     def decoded(cls, text: str) -> DecodeTask:
         """Read what ``encode`` wrote."""
         fields = json.loads(text)
-        return cls(
-            Preprocessing(**fields["policy"]), fields["image_size"], fields["crop_size"], Limits(**fields["limits"])
-        )
-
-    def pixels(self, content: bytes) -> Pixels:
-        """Return the arrays that a process sent as bytes."""
-        parts, at = [], 0
-        for side in (self.image_size, self.crop_size):
-            size = side * side * 3
-            parts.append(np.frombuffer(content, np.uint8, size, at).reshape(side, side, 3))
-            at += size
-        return Pixels(*parts)
+        policy, limits = Preprocessing(**fields.pop("policy")), Limits(**fields.pop("limits"))
+        return cls(policy, limits=limits, **fields)
 
 
 def main(encoded: str) -> None:
@@ -94,13 +86,19 @@ def _answer(task: DecodeTask, kind: int, content: bytes) -> tuple[int, bytes]:
     source = os.fsdecode(content) if kind == PATH else content
     try:
         pixels = preprocess(
-            source, task.policy, image_size=task.image_size, crop_size=task.crop_size, limits=task.limits
+            source,
+            task.policy,
+            image_size=task.image_size,
+            crop_size=task.crop_size,
+            crops=task.crops,
+            view=task.view,
+            limits=task.limits,
         )
     except ImageError as error:
         return REFUSED, str(error).encode(errors="surrogatepass")
     except MemoryError:
         return REFUSED, b"not enough memory to decode it; scale it down or free some memory"
-    return PIXELS, pixels.image.tobytes() + pixels.crop.tobytes()
+    return PIXELS, pack(pixels)
 
 
 def _send(answers: IO[bytes], kind: int, content: bytes) -> None:

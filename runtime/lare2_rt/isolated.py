@@ -16,6 +16,7 @@ from typing import IO
 from .decode import ImageSource, read_source
 from .decode_worker import CONTENT, HEAD, PATH, PIXELS, READY, DecodeTask
 from .errors import EngineError, ImageError
+from .pixel_bytes import unpack
 from .preprocess import Pixels
 
 _CODE = "import sys; sys.path.append(sys.argv[1]); from lare2_rt.decode_worker import main; main(sys.argv[2])"
@@ -125,7 +126,7 @@ class Worker:
             raise ImageError(_too_late(limit) if late else self._death())
         what, found = answer
         if what == PIXELS:
-            return self._task.pixels(found)
+            return unpack(found)
         raise ImageError(found.decode(errors="surrogatepass"))
 
     def kill(self) -> None:

@@ -38,6 +38,7 @@ CSV_COLUMNS = (
     "total_ms",
     "real_below",
     "generated_from",
+    "crops",
 )
 
 
@@ -151,6 +152,7 @@ class _Csv:
                 round(result.timings["total"], 3) if "total" in result.timings else None,
                 result.rule.real_below,
                 result.rule.generated_from,
+                provenance.crops,
             ]
         )
         self._stream.flush()

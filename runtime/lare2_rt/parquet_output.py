@@ -71,7 +71,7 @@ def _text(value: str | None) -> str | None:
 def _schema(pa: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
     text, number = pa.string(), pa.float64()
     decision = [("calibration", text), ("real_below", number), ("generated_from", number), ("explicit", pa.bool_())]
-    decision += [("note", text), ("temperature", number), ("bias", number)]
+    decision += [("note", text), ("temperature", number), ("bias", number), ("crops", pa.int64())]
     engine = [(name, text) for name in ("name", "version", "device", "precision")]
     engine += [("batch", pa.int64()), ("threads", pa.int64()), ("build_key", text)]
     columns = [
@@ -83,6 +83,8 @@ def _schema(pa: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
         ("logits", pa.list_(number)),
         ("lare_mean", number),
         ("decision", pa.struct(decision)),
+        ("crops", pa.int64()),
+        ("windows", pa.int64()),
         ("bundle", pa.struct([("name", text), ("id", text), ("path", text)])),
         ("engine", pa.struct(engine)),
         ("timings_ms", pa.map_(text, number)),

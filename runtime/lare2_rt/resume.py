@@ -24,7 +24,7 @@ Lines = Literal["jsonl", "csv"]
 Identity = tuple[str, ...]
 T = TypeVar("T")
 _HEAD = (",".join(CSV_COLUMNS) + "\n").encode()
-_ASPECTS = ("bundle", "engine", "precision", "lower threshold", "upper threshold")
+_ASPECTS = ("bundle", "engine", "precision", "lower threshold", "upper threshold", "crops")
 
 
 @dataclass(slots=True)
@@ -69,7 +69,12 @@ class Earlier:
 def identity_of(provenance: Provenance, rule: DecisionRule) -> Identity:
     """Return what the results of one file have in common; the rest may change, and each record names its own."""
     return _identity(
-        provenance.bundle_id, provenance.engine, provenance.precision, rule.real_below, rule.generated_from
+        provenance.bundle_id,
+        provenance.engine,
+        provenance.precision,
+        rule.real_below,
+        rule.generated_from,
+        provenance.crops,
     )
 
 
@@ -143,6 +148,7 @@ def _record(line: bytes) -> tuple[str, str | None, Identity]:
         record["engine"]["precision"],
         decision["real_below"],
         decision["generated_from"],
+        record.get("crops", 1),  # from before there was a choice
     )
     return str(record["source"]), None if record["error"] is not None else str(record["verdict"]), identity
 
@@ -150,7 +156,7 @@ def _record(line: bytes) -> tuple[str, str | None, Identity]:
 def _csv_row(line: bytes) -> tuple[str, str | None, Identity]:
     (cells,) = csv.reader(io.StringIO(line.decode(), newline=""))
     row = dict(zip(CSV_COLUMNS, cells, strict=True))
-    names = ("bundle_id", "engine", "precision", "real_below", "generated_from")
+    names = ("bundle_id", "engine", "precision", "real_below", "generated_from", "crops")
     return row["source"], None if row["error"] else row["verdict"], tuple(row[name] for name in names)
 
 

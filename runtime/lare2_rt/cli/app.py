@@ -114,6 +114,13 @@ def infer(
     fail_on: Annotated[
         Optional[Literal["generated"]], typer.Option(help="Exit with 3 if any image gets this verdict.")
     ] = None,
+    heatmap: Annotated[
+        Optional[str], typer.Option(metavar="DIR", help="Draw a panel per image: LaRE, attention and the verdict.")
+    ] = None,
+    crops: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Windows whose logits are averaged: 1, 4, 9 ... Default: as calibrated, else 1."),
+    ] = None,
 ) -> None:
     """Score images: the verdict, and the probability that each was generated.
 
@@ -143,6 +150,8 @@ def infer(
         fail_fast=fail_fast,
         fail_on=fail_on,
         resume=resume,
+        heatmap=heatmap,
+        crops=crops,
     )
     with output_errors():
         code = run(paths or [], options)

@@ -21,6 +21,7 @@ from .infer_resume import check_resume, to_resumable
 from .infer_scoring import FailOn, Outcome, Rules, score
 from .infer_targets import to_file, to_stdout
 from .progress import hashing_progress
+from .shown import Shown, ShownOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class InferOptions:
     fail_fast: bool
     fail_on: FailOn | None
     resume: bool
+    heatmap: str | None = None
+    crops: int | None = None
 
 
 def run(arguments: list[str], options: InferOptions) -> int:
@@ -62,24 +65,24 @@ def run(arguments: list[str], options: InferOptions) -> int:
         arrow()  # missing, it should not show at the end
     say_if_restored(locate_bundle(options.bundle))
     rules = Rules(fail_fast=options.fail_fast, fail_on=options.fail_on)
-    with _load(options) as detector:
+    with Shown(ShownOptions(options.heatmap, options.force)) as shown, _load(options, views=shown.wanted) as detector:
         _announce(detector, verbose=options.verbose)
         rules.check(detector)
 
         def some(chosen: Sequence[Source], writer: Writer, earlier: Iterable[str | None] = ()) -> Outcome:
-            return score(detector, chosen, writer, rules, earlier=earlier)
+            return score(detector, chosen, shown.beside(writer), rules, earlier=earlier)
 
         def scored(writer: Writer) -> Outcome:
             return some(sources, writer)
 
         if resumed is not None:
-            return to_resumable(some, detector, sources, form=form, target=resumed)
+            return shown.finish(to_resumable(some, detector, sources, form=form, target=resumed))
         if target is None:
-            return to_stdout(scored, form)
-        return to_file(scored, form, target=target, force=options.force)
+            return shown.finish(to_stdout(scored, form))
+        return shown.finish(to_file(scored, form, target=target, force=options.force))
 
 
-def _load(options: InferOptions) -> Detector:
+def _load(options: InferOptions, *, views: bool) -> Detector:
     with hashing_progress() as hashed:
         return Detector.load(
             options.bundle,
@@ -94,6 +97,8 @@ def _load(options: InferOptions) -> Detector:
             cuda_graph=options.cuda_graph,
             limits=options.limits,
             isolate=options.isolate,
+            crops=options.crops,
+            keep_views=views,
         )
 
 
@@ -120,5 +125,6 @@ def _announce(detector: Detector, *, verbose: bool) -> None:
         f"bundle {facts.bundle_name} ({facts.bundle_id[:12]}, {facts.bundle_path}) on {facts.engine} "
         f"{facts.engine_version} {facts.device} {facts.precision}, {facts.threads} threads"
     )
-    if info.rule.note is not None:
-        say(f"note: {info.rule.note}")
+    for note in (info.rule.note, info.misfit):
+        if note is not None:
+            say(f"note: {note}")
