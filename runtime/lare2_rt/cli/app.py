@@ -117,6 +117,9 @@ def infer(
     heatmap: Annotated[
         Optional[str], typer.Option(metavar="DIR", help="Draw a panel per image: LaRE, attention and the verdict.")
     ] = None,
+    report: Annotated[
+        Optional[str], typer.Option(metavar="FILE", help="Write one page, such as report.html, that shows the run.")
+    ] = None,
     crops: Annotated[
         Optional[int],
         typer.Option(min=1, help="Windows whose logits are averaged: 1, 4, 9 ... Default: as calibrated, else 1."),
@@ -151,6 +154,7 @@ def infer(
         fail_on=fail_on,
         resume=resume,
         heatmap=heatmap,
+        report=report,
         crops=crops,
     )
     with output_errors():

@@ -48,6 +48,7 @@ class InferOptions:
     fail_on: FailOn | None
     resume: bool
     heatmap: str | None = None
+    report: str | None = None
     crops: int | None = None
 
 
@@ -65,21 +66,22 @@ def run(arguments: list[str], options: InferOptions) -> int:
         arrow()  # missing, it should not show at the end
     say_if_restored(locate_bundle(options.bundle))
     rules = Rules(fail_fast=options.fail_fast, fail_on=options.fail_on)
-    with Shown(ShownOptions(options.heatmap, options.force)) as shown, _load(options, views=shown.wanted) as detector:
+    wanted = ShownOptions(heatmap=options.heatmap, report=options.report, out=options.out, force=options.force)
+    with Shown(wanted) as shown, _load(options, views=shown.wanted) as detector:
         _announce(detector, verbose=options.verbose)
         rules.check(detector)
 
         def some(chosen: Sequence[Source], writer: Writer, earlier: Iterable[str | None] = ()) -> Outcome:
-            return score(detector, chosen, shown.beside(writer), rules, earlier=earlier)
+            return score(detector, chosen, shown.beside(writer, len(chosen)), rules, earlier=earlier)
 
         def scored(writer: Writer) -> Outcome:
             return some(sources, writer)
 
         if resumed is not None:
-            return shown.finish(to_resumable(some, detector, sources, form=form, target=resumed))
+            return shown.finish(to_resumable(some, detector, sources, form=form, target=resumed), detector)
         if target is None:
-            return shown.finish(to_stdout(scored, form))
-        return shown.finish(to_file(scored, form, target=target, force=options.force))
+            return shown.finish(to_stdout(scored, form), detector)
+        return shown.finish(to_file(scored, form, target=target, force=options.force), detector)
 
 
 def _load(options: InferOptions, *, views: bool) -> Detector:
