@@ -75,7 +75,7 @@ def row_html(number: int, row: Row, thumbnails: Thumbnails | None) -> str:
     shown = {"Probability": "", "Mean LaRE": ""}
     if row.probability is not None and row.lare is not None:
         facts += f' data-probability="{row.probability!r}" data-lare="{row.lare!r}"'
-        shown = {"Probability": html.escape(decimals(row.probability)), "Mean LaRE": f"{row.lare:.4g}"}
+        shown = {"Probability": html.escape(decimals(row.probability)), "Mean LaRE": f"{row.lare:.4f}"}
     error = f'<span class="error">{escaped(row.error)}</span>' if row.error is not None else ""
     numbers = "".join(
         f'<td role="cell" class="number" data-label="{label}">{text}</td>' if text else '<td role="cell"></td>'
@@ -108,7 +108,7 @@ def notices_html(notices: list[str]) -> str:
 def rule_words(rule: DecisionRule) -> str:
     """Return in words, as HTML, how a probability became a verdict."""
     if rule.note is not None:
-        return f"Every verdict is <strong>unsure</strong>: {escaped(rule.note)}."
+        return "Every verdict is <strong>unsure</strong>, for the reason at the top of this page."
     if rule.real_below is None or rule.generated_from is None:
         return ""
     below, above = html.escape(decimals(rule.real_below)), html.escape(decimals(rule.generated_from))
@@ -149,10 +149,11 @@ def _pictures(thumbnails: Thumbnails | None, *, failed: bool) -> str:
         return "" if failed else '<span class="none">no small picture</span>'
     sizes = (thumbnails.size, thumbnails.size, thumbnails.attention_size)
     addresses = (thumbnails.picture, thumbnails.lare, thumbnails.attention)
-    return "".join(
+    pictures = "".join(
         f'<img src="{address}" alt="{words}" width="{width}" height="{height}" loading="lazy" decoding="async">'
         for address, words, (width, height) in zip(addresses, ("picture", "LaRE", "attention"), sizes, strict=True)
     )
+    return f'<div class="three">{pictures}</div>'
 
 
 def _digest(text: str) -> str:
