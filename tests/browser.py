@@ -115,8 +115,8 @@ def main() -> None:
             view.grab().save(step["shot"])
     print(json.dumps({"values": values, "console": console}))
     sys.stdout.flush()
+    assert application is QApplication.instance()
     os._exit(0)  # Chromium's processes end with this one; its orderly end takes seconds
-    del application
 
 
 if __name__ == "__main__":
