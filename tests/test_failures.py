@@ -36,12 +36,15 @@ FORMATS = ("json", "jsonl", "csv", "txt")
 ENDING = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
 
 
+SUMMARY = re.compile(r"\d+ images in \d+\.\d s: ")
+
+
 def sentences(stderr):
-    """The lines of standard error, which are all ours; the announcement of the bundle and its note are left out."""
+    """The lines of standard error, which are all ours; what each run says first and last is left out."""
     lines = stderr.splitlines()
     assert all(line.startswith("lare2-rt: ") for line in lines), stderr
     ours = [line.removeprefix("lare2-rt: ") for line in lines]
-    return [line for line in ours if not line.startswith(("bundle mini (", "note: "))]
+    return [line for line in ours if not line.startswith(("bundle mini (", "note: ")) and not SUMMARY.match(line)]
 
 
 def listing(folder):
@@ -110,7 +113,8 @@ def without_privileges():
             libc.prctl(drop, capability, 0, 0, 0)
 
 
-# Python may live where other users cannot go: by scoring an image it imports all that is needed while it can.
+# Python may live where other users cannot go: by scoring an image it imports all that is needed while it can, and
+# it starts no other Python to decode.
 AS_NOBODY = f"""
 import os, sys
 from lare2_rt.cli import infer, main
@@ -120,7 +124,7 @@ with Detector.load() as detector:
 os.setgroups([])
 os.setgid({NOBODY})
 os.setuid({NOBODY})
-sys.argv = ["lare2-rt", *sys.argv[2:]]
+sys.argv = ["lare2-rt", *sys.argv[2:], "--no-isolate"]
 main()
 """
 

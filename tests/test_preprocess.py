@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, ImageOps
 from lare2_rt import ImageError
 from lare2_rt import decode as decoder
 from lare2_rt.decode import open_image, source_name
+from lare2_rt.limits import Limits
 from lare2_rt.policy import Preprocessing
 from lare2_rt.preprocess import centre_crop, preprocess, reflect101, squash
 
@@ -319,20 +320,21 @@ def test_first_frame_of_many(form):
 
 
 def test_limits(monkeypatch, tmp_path):
-    monkeypatch.setattr(decoder, "MAX_PIXELS", 100)
     monkeypatch.setattr(decoder, "MAX_SIDE", 60)
     content = encoded(noise(10, 10, 3))
-    monkeypatch.setattr(decoder, "MAX_BYTES", len(content))
+    limits = Limits(max_pixels=100, max_bytes=len(content))
     (tmp_path / "photo.png").write_bytes(content)
-    assert open_image(tmp_path / "photo.png").size == (10, 10)
+    assert open_image(tmp_path / "photo.png", limits=limits).size == (10, 10)
     (tmp_path / "photo.png").write_bytes(content + b"\0")
-    with pytest.raises(ImageError, match="the file has more than"):
-        open_image(tmp_path / "photo.png")
-    with pytest.raises(ImageError, match="101×1 is larger than"):
-        open_image(encoded(noise(1, 101, 3)))
+    for source in (tmp_path / "photo.png", content + b"\0", io.BytesIO(content + b"\0")):
+        with pytest.raises(ImageError, match=f"the file has more than {len(content)} bytes"):
+            open_image(source, limits=limits)
+    limits = Limits(max_pixels=100)
+    with pytest.raises(ImageError, match="101×1 is larger than 100 pixels"):
+        open_image(encoded(noise(1, 101, 3)), limits=limits)
     with pytest.raises(ImageError, match="1×61 has a side of more than 60"):
-        open_image(encoded(noise(61, 1, 3)))
-    assert open_image(encoded(noise(60, 1, 3))).size == (1, 60)
+        open_image(encoded(noise(61, 1, 3)), limits=limits)
+    assert open_image(encoded(noise(60, 1, 3)), limits=limits).size == (1, 60)
 
 
 def test_no_memory_is_a_sentence(monkeypatch):

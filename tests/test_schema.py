@@ -76,6 +76,9 @@ def test_csv_carries_the_same_values(outputs):
             "engine": record["engine"]["name"],
             "engine_version": record["engine"]["version"],
             "precision": record["engine"]["precision"],
+            "real_below": record["decision"]["real_below"],
+            "generated_from": record["decision"]["generated_from"],
+            "crops": record["crops"],
         }
         shown = {name: "" if value is None else str(value) for name, value in expected.items()}
         total = row.pop("total_ms")
@@ -188,4 +191,11 @@ def test_page_says_where_null_may_be():
 
 def test_page_gives_the_exit_codes_of_the_command():
     rows = re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)
-    assert list(map(int, rows)) == [0, app.EXIT_FILES, app.EXIT_USAGE, app.EXIT_INTERRUPTED, app.EXIT_TERMINATED]
+    assert list(map(int, rows)) == [
+        0,
+        app.EXIT_FILES,
+        app.EXIT_USAGE,
+        app.EXIT_FOUND,
+        app.EXIT_INTERRUPTED,
+        app.EXIT_TERMINATED,
+    ]

@@ -97,6 +97,25 @@ def test_two_images_give_their_own_results(opened, pictures, expected, cuda_grap
     assert cuda.counts["cudaGraphLaunch"] == (3 if cuda_graph else 0)
 
 
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_a_window_alone_gives_its_own_results_and_leaves_no_trace(opened, pictures, expected, cuda_graph):
+    """CLIP and EGRE with the LaRE that a caller holds: neither the last picture's nor the last window's."""
+    chain, _, _ = opened(cuda_graph=cuda_graph)
+    lare = [chain.run(*pictures[index]).lare for index in (0, 1)]
+    for index in (0, 1, 0):
+        window = chain.run_window(lare[index], pictures[index][1])
+        assert np.array_equal(window.logits, expected[1][index]["logits"])
+        assert np.array_equal(window.attention, expected[1][index]["attention"])
+    mixed = chain.run_window(lare[1], pictures[0][1])
+    assert not np.array_equal(mixed.logits, expected[1][0]["logits"])
+    same(chain.run(*pictures[1]), expected[1][1])
+    with pytest.raises(EngineError, match="takes lare as float32"):
+        chain.run_window(lare[0][:, :1], pictures[0][1])
+    chain.close()
+    with pytest.raises(EngineError, match="closed"):
+        chain.run_window(lare[0], pictures[0][1])
+
+
 def test_capture_follows_a_warm_up_and_replays_need_no_kernel_launch(opened, pictures):
     chain, cuda, trt = opened()
     captures = [captured for _, _, captured in trt.log]

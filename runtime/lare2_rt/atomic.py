@@ -60,6 +60,15 @@ def draft_text(path: Path, *, overwrite: bool = True) -> Iterator[Draft]:
 
 
 @contextlib.contextmanager
+def draft_bytes(path: Path, *, overwrite: bool = True) -> Iterator[Draft]:
+    """``draft_text`` for binary files. Raises OutputError as it does."""
+    check_target(path, overwrite=overwrite)
+    opened: Callable[[Path], IO[Any]] = lambda temporary: temporary.open("xb")  # noqa: E731
+    with _draft(path, opened, lambda draft, target: _settle(draft, target, overwrite=overwrite)) as draft:
+        yield draft
+
+
+@contextlib.contextmanager
 def atomic_text(path: Path, *, overwrite: bool = True) -> Iterator[IO[str]]:
     """``draft_text`` for files whose name is final: yields the stream.
 
@@ -76,6 +85,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` atomically and durably; raises OutputError."""
     with _draft(path, lambda temporary: temporary.open("xb"), Path.replace) as draft:
         draft.stream.write(content)
+
+
+def settle(draft: Path, target: Path, *, overwrite: bool) -> Path:
+    """Give a finished file its name as ``draft_text`` does, and return the name that it got; raises OutputError."""
+    try:
+        return _settle(draft, target, overwrite=overwrite)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
 
 
 def taken_in_the_meantime(wanted: Path, got: Path) -> str:

@@ -45,6 +45,7 @@ def decision_of(rule: DecisionRule, data: str) -> Decision:
         generated_from=rule.generated_from,
         data=data,
         scaling=Scaling(temperature=rule.temperature, bias=rule.bias),
+        crops=None if rule.crops == 1 else rule.crops,
     )
 
 

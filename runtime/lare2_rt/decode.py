@@ -13,22 +13,23 @@ from typing import IO, Union
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from . import heif
 from .atomic import reason
 from .errors import ImageError
-from .policy import Preprocessing
+from .limits import MAX_SIDE, Limits, megapixels
 
 UInt8 = NDArray[np.uint8]
 ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, UInt8]
 
 # Pillow looks at the content, not at the name: without this list an EPS called photo.jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp"})
-MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: 256 MiB of RGB
-MAX_SIDE = 1_000_000  # Pillow's resize takes 32 bytes per pixel of the longer side: 3 GB for one row of MAX_PIXELS
-MAX_BYTES = 1 << 30  # more than MAX_PIXELS of uncompressed 16-bit RGBA
+_PILLOW = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp"})
+SUFFIXES = _PILLOW | heif.SUFFIXES
+DEFAULT_LIMITS = Limits()
 _ORIENTATION = 0x0112
+_PIECE = 1 << 20
 _UNTURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,21 +57,24 @@ def source_name(source: ImageSource) -> str:
     return os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else str(name)
 
 
-def open_image(source: ImageSource, *, as_stored: bool = False) -> Image.Image:
+def open_image(source: ImageSource, *, as_stored: bool = False, limits: Limits | None = None) -> Image.Image:
     """Return ``source`` as a fully loaded Pillow image (first frame) in its own mode.
 
     Args:
         source: path, encoded bytes, binary file object, Pillow image, or uint8 RGB array [H,W,3].
         as_stored: undo the turn that Pillow gives a TIFF file while loading it (other formats are not turned).
+        limits: of bytes and pixels; default: ``Limits()``. The one of seconds is not kept here.
 
     Raises:
-        ImageError: missing, unreadable, not an image, truncated, or larger than ``MAX_BYTES``, ``MAX_PIXELS`` or
-            ``MAX_SIDE``.
+        ImageError: missing, unreadable, not an image, truncated, or larger than ``limits`` or ``MAX_SIDE`` allow.
     """
+    limits = limits or DEFAULT_LIMITS
     if isinstance(source, np.ndarray):
-        return _from_array(source)
-    image = source if isinstance(source, Image.Image) else _from_encoded(_read(source))
-    _check_size(image.width, image.height)
+        return _from_array(source, limits)
+    image = source if isinstance(source, Image.Image) else _from_encoded(read_source(source, limits), limits)
+    _check_size(image.width, image.height, limits)
+    if image is not source and image.format == "WEBP":
+        _check_webp(image.width * image.height, limits)
     undo = _UNTURN.get(_orientation(image)) if as_stored and image is not source and image.format == "TIFF" else None
     try:
         image.load()
@@ -78,6 +82,7 @@ def open_image(source: ImageSource, *, as_stored: bool = False) -> Image.Image:
         raise  # the caller says so
     except Exception as error:
         raise ImageError(f"truncated or damaged image data ({_short(error)}); copy or download it again") from error
+    _check_size(image.width, image.height, limits)  # a HEIC may turn out to have another size than its header says
     return image if undo is None else image.transpose(undo)
 
 
@@ -101,87 +106,69 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def to_rgb(image: Image.Image, policy: Preprocessing) -> Image.Image:
-    """Return an 8-bit RGB image; alpha and ICC profile are treated as ``policy`` says.
-
-    16-bit samples keep their upper byte. Raises ImageError for floating-point pixels, which have no agreed range.
-    """
-    if image.mode == "F":
-        raise ImageError("floating-point pixels have no agreed range; save the image with 8 or 16 bits a channel")
-    try:
-        if image.mode.startswith("I"):
-            samples = np.clip(np.asarray(image), 0, 65535)  # uint16 or int32
-            image = Image.fromarray((samples >> 8).astype(np.uint8))
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # the same colours; straight to RGB Pillow would warn on standard error
-        if policy.icc == "srgb":
-            image = _to_srgb(image)
-        if policy.alpha == "white" and image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, rgba)
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except MemoryError:
-        raise  # the caller says so
-    except Exception as error:  # a kind of pixels that Pillow cannot convert
-        raise ImageError(f"its {image.mode} pixels cannot become RGB ({_short(error)}); save it as RGB") from error
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if profile and image.mode == "P":
-        image = image.convert("RGB")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
-        return image
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = image.mode if image.mode == "RGBA" else "RGB"
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return image  # a broken profile says nothing about the pixels
-    return converted if converted is not None else image
-
-
-def _from_encoded(content: bytes) -> Image.Image:
+def _from_encoded(content: bytes, limits: Limits) -> Image.Image:
     """Read the header only."""
     if not content:
         raise ImageError("the file is empty; copy or download it again")
+    formats: tuple[str, ...] = FORMATS
+    if heif.is_heif(content):
+        heif.register()
+        formats = (heif.FORMAT,)
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(io.BytesIO(content), formats=formats)
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"not an image in a supported format ({', '.join(FORMATS)}); convert it to one") from None
+        known = ", ".join((*FORMATS, "HEIC"))
+        raise ImageError(f"not an image in a supported format ({known}); convert it to one") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning: where warnings are errors
-        raise ImageError(f"larger than {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first") from None
+        raise ImageError(f"larger than {megapixels(limits.max_pixels)}; scale it down first") from None
     except Exception as error:  # a hostile header can raise nearly anything inside a decoder
         raise ImageError(f"damaged image header ({_short(error)}); copy or download it again") from error
 
 
-def _from_array(array: UInt8) -> Image.Image:
+def _from_array(array: UInt8, limits: Limits) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         shape = list(array.shape)
         raise ImageError(f"an array must be uint8 RGB of shape [H,W,3], not {array.dtype} {shape}")
-    _check_size(array.shape[1], array.shape[0])  # before any copy: an array may be a view with more pixels than memory
+    # Before any copy: an array may be a view with more pixels than memory.
+    _check_size(array.shape[1], array.shape[0], limits)
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, limits: Limits) -> None:
     size = f"{width}×{height}"
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{size} is larger than {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first")
+    if width * height > limits.max_pixels:
+        raise ImageError(f"{size} is larger than {megapixels(limits.max_pixels)}; scale it down first")
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"{size} has a side of more than {MAX_SIDE} pixels; cut it into pieces first")
 
 
-def _read(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source)
-    if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "read"):
+def _check_webp(pixels: int, limits: Limits) -> None:
+    """Its decoder takes 16 bytes a pixel where others take 12 at most, and the sum is what the limit promises."""
+    if pixels > limits.max_pixels * 3 // 4:
+        most = megapixels(limits.max_pixels * 3 // 4)
+        raise ImageError(
+            f"larger than {most}, the limit for WebP, whose decoder needs more memory; scale it down first"
+        )
+
+
+def read_source(source: str | os.PathLike[str] | bytes | IO[bytes], limits: Limits) -> bytes:
+    """Return the encoded bytes of a path, of bytes or of a binary file object.
+
+    Raises:
+        ImageError: missing, unreadable, no regular file, in text mode, or more than ``limits.max_bytes``.
+    """
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) and not hasattr(source, "read"):
         kind = type(source).__name__
         raise ImageError(f"a {kind} is no image; give a path, bytes, a binary file, a Pillow image or an RGB array")
     try:
-        content = _read_file(Path(os.fsdecode(source))) if isinstance(source, (str, os.PathLike)) else source.read()
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            content = bytes(source)
+        elif isinstance(source, (str, os.PathLike)):
+            content = _read_file(Path(os.fsdecode(source)), limits.max_bytes)
+        else:
+            content = _read_stream(source, limits.max_bytes)
     except FileNotFoundError:
         raise ImageError("no such file; check the path") from None
     except PermissionError:
@@ -189,21 +176,41 @@ def _read(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
     except (OSError, ValueError) as error:
         words = reason(error) if isinstance(error, OSError) else str(error)
         raise ImageError(f"cannot be read ({words}); check the path") from error
-    if not isinstance(content, bytes):
-        raise ImageError("a file object must be opened in binary mode; open it with 'rb'")
+    _check_bytes(len(content), limits.max_bytes)
     return content
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, most: int) -> bytes:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         os.scandir(path).close()  # permission comes first: an unreadable folder is why it is here
         raise ImageError("this is a folder; name its images or give the folder to 'lare2-rt infer'")
     if not stat.S_ISREG(status.st_mode):  # a pipe or device would block or never end
         raise ImageError("not a regular file; copy its content into a file first")
-    if status.st_size > MAX_BYTES:
-        raise ImageError(f"the file has more than {MAX_BYTES >> 20} MiB; convert it to a compressed format")
-    return path.read_bytes()
+    _check_bytes(status.st_size, most)
+    with path.open("rb") as handle:
+        return handle.read(most + 1)  # it may have grown since
+
+
+def _read_stream(stream: IO[bytes], most: int) -> bytes:
+    """Read until the end, or one byte more than allowed; a pipe gives its content in pieces."""
+    pieces: list[bytes] = []
+    left = most + 1
+    while left > 0:
+        piece = stream.read(min(left, _PIECE))
+        if not isinstance(piece, bytes):
+            raise ImageError("a file object must be opened in binary mode; open it with 'rb'")
+        if not piece:
+            break
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def _check_bytes(size: int, most: int) -> None:
+    if size > most:
+        limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
+        raise ImageError(f"the file has more than {limit}; convert it to a compressed format")
 
 
 def _short(error: Exception) -> str:

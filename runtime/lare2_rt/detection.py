@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .preprocess import View
 
 Verdict = Literal["generated", "real", "unsure"]
 Calibration = Literal["untrained", "uncalibrated", "calibrated"]
@@ -29,6 +32,7 @@ class DecisionRule:
         explicit: True when the thresholds were given by the caller and not by the bundle.
         temperature, bias: Platt scaling of the logits, measured by ``lare2-rt calibrate``: the probability is
             sigmoid((generated − real) / temperature + bias). Without calibration 1 and 0, which is the plain softmax.
+        crops: windows of the CLIP branch with which scaling and thresholds of a ``calibrated`` rule were measured.
     """
 
     calibration: Calibration
@@ -37,6 +41,16 @@ class DecisionRule:
     explicit: bool = False
     temperature: float = 1.0
     bias: float = 0.0
+    crops: int = 1
+
+    def misfit(self, crops: int) -> str | None:
+        """Return the sentence for a calibrated rule that is used with another number of windows; None where it fits."""
+        if self.calibration != "calibrated" or crops == self.crops:
+            return None
+        return (
+            f"this bundle was calibrated with --crops {self.crops} and is used with --crops {crops}: its probability "
+            f"and thresholds were not measured for that; leave --crops out, or run 'lare2-rt calibrate --crops {crops}'"
+        )
 
     def with_threshold(self, threshold: float | None) -> DecisionRule:
         """Return the rule with the caller's single threshold in [0, 1]; None keeps the bundle's. Raises UsageError."""
@@ -51,7 +65,7 @@ class DecisionRule:
         """Whether a verdict other than ``unsure`` is possible."""
         return self.calibration != "untrained" and self.real_below is not None and self.generated_from is not None
 
-    def probability(self, logits: Sequence[float] | NDArray[np.float32]) -> float:
+    def probability(self, logits: Sequence[float] | NDArray[np.floating]) -> float:
         """Probability (0..1) of being generated from the two raw logits, index 1 = generated."""
         return probability_of_generated(logits, temperature=self.temperature, bias=self.bias)
 
@@ -93,6 +107,7 @@ class Provenance:
         engine, engine_version, device: for instance onnxruntime, 1.32.0, cpu.
         precision: ``fp32`` or ``fp16``; batch: images per call of the compiled graph; threads: CPU threads.
         build_key: sha256 in hex over everything that determines the compiled engine.
+        crops: windows of the CLIP branch asked for, whose logits are averaged; 1 is the official centre window.
     """
 
     bundle_name: str
@@ -105,6 +120,7 @@ class Provenance:
     batch: int
     threads: int
     build_key: str
+    crops: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,13 +131,16 @@ class Detection:
         source: path or name of the input.
         verdict: ``generated``, ``real`` or ``unsure``.
         probability: of being generated, 0..1: softmax of the logits, scaled by ``rule`` where that is calibrated.
-        logits: (real, generated), raw.
+        logits: (real, generated), raw; the mean over windows where there are several.
         lare: float32 [4,h,w], the latent reconstruction error (squared noise error averaged over the ensemble, >= 0).
-        attention: float32 [heads,tokens], ESR's weights of the patch tokens, row-major over the CLIP feature grid.
+        attention: float32 [heads,tokens], ESR's weights of the patch tokens, row-major over the CLIP feature grid; of
+            the centre window where there are several.
         provenance: bundle and engine.
         rule: the decision rule that gave the verdict.
         timings: milliseconds by phase (decode, each component, total); of a whole batch where images were batched.
         error: one sentence with the remedy when this image failed.
+        window_attention: float32 [N,heads,tokens], the same for every window, the centre one first.
+        view: what the branches saw of the picture, where that was asked for; never part of a record.
     """
 
     source: str
@@ -134,6 +153,8 @@ class Detection:
     attention: NDArray[np.float32] | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
+    window_attention: NDArray[np.float32] | None = None
+    view: View | None = None
 
     @property
     def ok(self) -> bool:
@@ -144,6 +165,13 @@ class Detection:
     def lare_mean(self) -> float | None:
         """Mean of the LaRE map over channels and space."""
         return None if self.lare is None else float(self.lare.mean())
+
+    @property
+    def windows(self) -> int | None:
+        """Number of windows of the CLIP branch whose logits were averaged: fewer than asked for in a small picture."""
+        if self.attention is None:
+            return None
+        return 1 if self.window_attention is None else len(self.window_attention)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record of JSON output, schema ``lare2-rt/detection/1``: plain types, maps as means."""
@@ -164,7 +192,10 @@ class Detection:
                 "note": rule.note,
                 "temperature": rule.temperature,
                 "bias": rule.bias,
+                "crops": rule.crops,
             },
+            "crops": provenance.crops,
+            "windows": self.windows,
             "bundle": {
                 "name": provenance.bundle_name,
                 "id": provenance.bundle_id,
@@ -184,7 +215,7 @@ class Detection:
 
 
 def probability_of_generated(
-    logits: Sequence[float] | NDArray[np.float32], *, temperature: float = 1.0, bias: float = 0.0
+    logits: Sequence[float] | NDArray[np.floating], *, temperature: float = 1.0, bias: float = 0.0
 ) -> float:
     """Probability (0..1) from two logits, index 1 = ``generated``, in float64; without scaling it is their softmax."""
     real, generated = (float(value) for value in logits)
@@ -200,15 +231,24 @@ def failed(source: str, error: str, *, provenance: Provenance, rule: DecisionRul
 
 def scored(
     source: str,
-    logits: NDArray[np.float32],
+    logits: NDArray[np.floating],
     *,
     lare: NDArray[np.float32],
     attention: NDArray[np.float32],
     provenance: Provenance,
     rule: DecisionRule,
     timings: Mapping[str, float],
+    view: View | None = None,
 ) -> Detection:
-    """Return the record of one scored image; ``logits`` [2], ``lare`` [4,h,w], ``attention`` [heads,tokens]."""
+    """Return the record of one scored image.
+
+    Args:
+        source: name; logits: [2], index 1 = generated; lare: [4,h,w].
+        attention: [heads,tokens], or [N,heads,tokens] with the centre window first.
+        provenance, rule, timings, view: see ``Detection``.
+    """
+    if attention.ndim == 2:
+        attention = attention[None]
     probability = rule.probability(logits)
     return Detection(
         source,
@@ -218,6 +258,8 @@ def scored(
         probability=probability,
         logits=(float(logits[0]), float(logits[1])),
         lare=lare,
-        attention=attention,
+        attention=attention[0],
         timings=timings,
+        window_attention=attention,
+        view=view,
     )

@@ -14,17 +14,23 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from PIL import Image
 
 from .bundle import Bundle, open_bundle
-from .decode import ImageSource, source_name
+from .decode import DEFAULT_LIMITS, ImageSource, source_name
+from .decode_worker import DecodeTask
 from .detection import DecisionRule, Detection, Provenance, failed, scored
 from .engines import EngineOptions, Notify, OpenEngine, Rejected, open_engine
 from .errors import EngineError, ImageError, UsageError
 from .integrity import Progress
+from .isolated import IsolatedDecoder, Worker
+from .limits import Limits, megapixels
 from .locate import locate_bundle
 from .manifest import Precision
 from .preprocess import Pixels, preprocess
 from .threads import available_threads
+from .windowed import check_windows, score_batch
+from .windows import check_crops
 
 _DECODERS = 2  # decoding is far cheaper than scoring; two threads keep ahead without holding many pictures
 
@@ -37,6 +43,11 @@ class DetectorInfo:
     rule: DecisionRule
     rejected: tuple[Rejected, ...]
 
+    @property
+    def misfit(self) -> str | None:
+        """One line where the rule was calibrated with another number of windows than are used; else None."""
+        return self.rule.misfit(self.provenance.crops)
+
 
 class Detector:
     """Scores images with one bundle on one engine. Safe to share between threads; calls to the engine take turns.
@@ -47,8 +58,20 @@ class Detector:
             print(detector.detect("photo.jpg").probability)
     """
 
-    def __init__(self, bundle: Bundle, engine: OpenEngine, *, info: DetectorInfo) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: OpenEngine,
+        *,
+        info: DetectorInfo,
+        limits: Limits = DEFAULT_LIMITS,
+        isolated: IsolatedDecoder | None = None,
+        keep_views: bool = False,
+    ) -> None:
         self._bundle = bundle
+        self._limits = limits
+        self._isolated = isolated
+        self._keep_views = keep_views
         self._engine: OpenEngine | None = engine
         self._info = info
         self._turn = threading.Lock()
@@ -68,6 +91,10 @@ class Detector:
         progress: Progress | None = None,
         notify: Notify | None = None,
         cuda_graph: bool = True,
+        limits: Limits | None = None,
+        isolate: bool = False,
+        crops: int | None = None,
+        keep_views: bool = False,
     ) -> Detector:
         """Open a bundle on an engine.
 
@@ -87,12 +114,26 @@ class Detector:
             notify: called with one line before anything that takes long, such as compiling an engine, and for what a
                 user should know about the engine.
             cuda_graph: whether a GPU engine replays one captured graph; False launches every kernel anew.
+            limits: of one file; default: ``Limits()``.
+            isolate: decode paths, bytes and file objects in processes of their own, which costs two of them and half a
+                millisecond a file. Only there the limit of seconds is kept, and a decoder that crashes costs one
+                file. False decodes in threads of this process.
+            crops: windows of the CLIP branch whose logits are averaged, one of ``windows.CROPS``; default: the number
+                that the bundle was calibrated with, which is 1, the official centre window, unless it says otherwise.
+            keep_views: let results carry what the branches saw (``Detection.view``, 0.6 MB each with one window), from
+                which ``lare2_rt.evidence`` draws.
 
         Raises:
             BundleError, EngineError, UsageError: with the remedy in the text.
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
+        if crops is not None:
+            check_crops(crops)
+        limits = limits or DEFAULT_LIMITS
+        if limits.max_pixels > DEFAULT_LIMITS.max_pixels and not isolate:
+            most = megapixels(DEFAULT_LIMITS.max_pixels)
+            raise UsageError(f"more than {most} are decoded in processes of their own only: allow that with isolate")
         located = locate_bundle(bundle)
         opened = open_bundle(located.path, verify=verify, progress=progress)
         rule = opened.manifest.rule.with_threshold(threshold)
@@ -104,9 +145,21 @@ class Detector:
             notify=notify,
             cuda_graph=cuda_graph,
         )
-        running, rejected = open_engine(engine, opened, options)
-        info = DetectorInfo(_provenance(opened, running, located.origin), rule, rejected)
-        return cls(opened, running, info=info)
+        crops = rule.crops if crops is None else crops
+        isolated = _isolated(opened, limits, crops=crops, view=keep_views) if isolate else None
+        try:
+            running, rejected = open_engine(engine, opened, options)
+            try:
+                check_windows(running, crops)
+            except EngineError:
+                running.close()
+                raise
+        except BaseException:
+            if isolated is not None:
+                isolated.close()
+            raise
+        info = DetectorInfo(_provenance(opened, running, located.origin, crops), rule, rejected)
+        return cls(opened, running, info=info, limits=limits, isolated=isolated, keep_views=keep_views)
 
     @property
     def info(self) -> DetectorInfo:
@@ -126,7 +179,7 @@ class Detector:
             EngineError: the engine failed or the detector is closed.
         """
         begin = time.perf_counter()
-        pixels = self._pixels(source)
+        pixels = self._pixels(source, set())
         decode = (time.perf_counter() - begin) * 1e3
         result = self._score([(source_name(source), pixels, decode)])[0]
         if result.error is not None:
@@ -139,8 +192,9 @@ class Detector:
         The last batch is padded, which changes no result.
 
         Raises:
-            EngineError: the engine failed; images already yielded stand.
+            EngineError: the engine failed, or no process for decoding can be started; images already yielded stand.
         """
+        busy: set[Worker] = set()
         batch = self._info.provenance.batch
         pending: deque[Future[_Decoded]] = deque()
         iterator = iter(sources)
@@ -151,7 +205,7 @@ class Detector:
                 while True:
                     while not exhausted and len(pending) < _DECODERS + batch:
                         try:
-                            pending.append(pool.submit(self._decode, next(iterator)))
+                            pending.append(pool.submit(self._decode, next(iterator), busy))
                         except StopIteration:
                             exhausted = True
                     if pending:
@@ -166,6 +220,7 @@ class Detector:
             finally:
                 for future in pending:
                     future.cancel()
+                IsolatedDecoder.stop(busy)  # else leaving the block would wait for a decoder that may be stuck
 
     def warmup(self) -> None:
         """Run the engine once on black pixels, so that the first image does not pay for lazy initialisation."""
@@ -182,6 +237,8 @@ class Detector:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
+        if self._isolated is not None:
+            self._isolated.close()
 
     def __enter__(self) -> Self:
         return self
@@ -191,17 +248,18 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _pixels(self, source: ImageSource) -> Pixels:
-        method = self._bundle.manifest.method
-        return preprocess(
-            source, self._bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size
-        )
+    def _pixels(self, source: ImageSource, busy: set[Worker]) -> Pixels:
+        if self._isolated is not None and not isinstance(source, (Image.Image, np.ndarray)):
+            return self._isolated.decode(source, busy=busy)
+        method, policy = self._bundle.manifest.method, self._bundle.manifest.policy
+        sizes = {"image_size": method.image_size, "crop_size": method.crop_size, "crops": self._info.provenance.crops}
+        return preprocess(source, policy, **sizes, view=self._keep_views, limits=self._limits)
 
-    def _decode(self, source: ImageSource) -> _Decoded:
+    def _decode(self, source: ImageSource, busy: set[Worker]) -> _Decoded:
         name = source_name(source)
         begin = time.perf_counter()
         try:
-            pixels = self._pixels(source)
+            pixels = self._pixels(source, busy)
         except ImageError as error:
             return _Decoded(name, None, 0.0, str(error))
         except MemoryError:
@@ -221,31 +279,28 @@ class Detector:
     def _score(self, items: list[tuple[str, Pixels, float]]) -> list[Detection]:
         """Run one batch of at most ``batch`` images, padded by repeating the last."""
         provenance, rule = self._info.provenance, self._info.rule
-        padded = [item[1] for item in items] + [items[-1][1]] * (provenance.batch - len(items))
-        image = np.stack([pixels.image for pixels in padded])  # [B,S,S,3]
-        crop = np.stack([pixels.crop for pixels in padded])  # [B,C,C,3]
         with self._turn:
             if self._engine is None:
                 raise EngineError("the detector is closed; load it again with Detector.load()")
             begin = time.perf_counter()
-            output = self._engine.run(image, crop)
+            scores, phases = score_batch(self._engine, [pixels for _, pixels, _ in items], provenance.batch)
             engine_time = (time.perf_counter() - begin) * 1e3
         records = []
-        for row, (name, _, decode) in enumerate(items):
-            if not all(np.isfinite(a[row]).all() for a in (output.logits, output.lare, output.attention)):
+        for (name, pixels, decode), score in zip(items, scores, strict=True):
+            if not score.finite:
                 text = "the engine gave NaN or infinity for this image; report it with the file and the bundle id"
                 records.append(failed(name, text, provenance=provenance, rule=rule))
                 continue
-            timings = {"decode": decode, **output.timings, "total": decode + engine_time}
             records.append(
                 scored(
                     name,
-                    output.logits[row],
-                    lare=output.lare[row].copy(),
-                    attention=output.attention[row].copy(),
+                    score.logits,
+                    lare=score.lare,
+                    attention=score.attention,
                     provenance=provenance,
                     rule=rule,
-                    timings=timings,
+                    timings={"decode": decode, **phases, "total": decode + engine_time},
+                    view=pixels.view,
                 )
             )
         return records
@@ -261,7 +316,13 @@ class _Decoded:
     error: str | None
 
 
-def _provenance(bundle: Bundle, engine: OpenEngine, origin: str) -> Provenance:
+def _isolated(bundle: Bundle, limits: Limits, *, crops: int, view: bool) -> IsolatedDecoder:
+    method = bundle.manifest.method
+    task = DecodeTask(bundle.manifest.policy, method.image_size, method.crop_size, limits, crops, view)
+    return IsolatedDecoder(task, processes=_DECODERS)
+
+
+def _provenance(bundle: Bundle, engine: OpenEngine, origin: str, crops: int) -> Provenance:
     info = engine.info
     shown = "embedded" if origin == "embedded" else str(bundle.path.resolve())
     return Provenance(
@@ -275,4 +336,5 @@ def _provenance(bundle: Bundle, engine: OpenEngine, origin: str) -> Provenance:
         batch=info.batch,
         threads=info.threads,
         build_key=info.build_key,
+        crops=crops,
     )

@@ -22,6 +22,7 @@ from pydantic import (
 from .detection import Calibration, DecisionRule
 from .errors import BundleError
 from .policy import VERSION, AlphaPolicy, ExifPolicy, IccPolicy, PaddingPolicy, Preprocessing, Resample
+from .windows import CROPS
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 1_000_000
@@ -112,22 +113,27 @@ class Scaling(_Frozen):
     bias: Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
+_ADDED = ("scaling", "crops")  # fields of ``Decision`` that older readers do not know: written only where they are used
+
+
 class Decision(_Frozen):
-    """Thresholds on the probability of ``generated``, how that is scaled, and where both come from."""
+    """Thresholds on the probability of ``generated``, how that is scaled, and where both come from.
+
+    ``crops`` is the number of windows they were measured with; absent where that is the official one.
+    """
 
     calibration: Calibration
     real_below: Probability | None = None
     generated_from: Probability | None = None
     data: str | None = None
     scaling: Scaling | None = None
+    crops: Count | None = None
 
     @model_serializer(mode="wrap")
-    def _without_absent_scaling(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Bundles from before there was scaling keep their bytes and their id."""
+    def _without_absent_fields(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Bundles from before there was scaling, or a choice of windows, keep their bytes and their id."""
         content: dict[str, Any] = plain(self)
-        if self.scaling is None:
-            del content["scaling"]
-        return content
+        return {name: value for name, value in content.items() if name not in _ADDED or value is not None}
 
     @model_validator(mode="after")
     def _consistent(self) -> Decision:
@@ -136,6 +142,8 @@ class Decision(_Frozen):
             raise ValueError("a calibrated decision needs both thresholds, any other has none")
         if self.scaling is not None and self.calibration != "calibrated":
             raise ValueError("only a calibrated decision may scale the probability")
+        if self.crops is not None and (self.calibration != "calibrated" or self.crops not in CROPS):
+            raise ValueError("crops must be a number of windows, and only of a calibrated decision")
         if self.real_below is not None and self.generated_from is not None and self.real_below > self.generated_from:
             raise ValueError("real_below must not exceed generated_from")
         return self
@@ -211,7 +219,8 @@ class Manifest(_Frozen):
     def rule(self) -> DecisionRule:
         """The decision rule as the runtime's own type."""
         decision = self.decision
-        rule = DecisionRule(decision.calibration, decision.real_below, decision.generated_from)
+        crops = decision.crops or 1
+        rule = DecisionRule(decision.calibration, decision.real_below, decision.generated_from, crops=crops)
         scaling = decision.scaling
         return rule if scaling is None else replace(rule, temperature=scaling.temperature, bias=scaling.bias)
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable
-from typing import IO, TYPE_CHECKING, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from .detection import Detection
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Format = Literal["table", "json", "jsonl", "csv"]
-_SUFFIXES: dict[str, Format] = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".txt": "table"}
+Format = Literal["table", "json", "jsonl", "csv", "parquet"]
+_SUFFIXES: dict[str, Format] = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".txt": "table",
+}
 CSV_COLUMNS = (
     "source",
     "verdict",
@@ -29,6 +36,9 @@ CSV_COLUMNS = (
     "engine_version",
     "precision",
     "total_ms",
+    "real_below",
+    "generated_from",
+    "crops",
 )
 
 
@@ -47,13 +57,30 @@ def format_for(suffix: str) -> Format | None:
     return _SUFFIXES.get(suffix.lower())
 
 
-def writer_for(form: Format, stream: IO[str], *, colour: bool = False) -> Writer:
-    """Return a writer of ``form`` onto a text stream; ``colour`` only matters to the table."""
+def writer_for(form: Format, stream: IO[str], *, colour: bool = False, head: bool = True) -> Writer:
+    """Return a writer of ``form`` onto a text stream.
+
+    Args:
+        form: any but ``parquet``, which is no text: see ``parquet_writer``.
+        stream: takes the document.
+        colour: only matters to the table.
+        head: whether CSV begins with its headings; False to go on with a document.
+    """
     if form == "table":
         return _Table(stream, colour=colour)
     if form == "csv":
-        return _Csv(stream)
+        return _Csv(stream, head=head)
     return _Json(stream) if form == "json" else _JsonLines(stream)
+
+
+def parquet_writer(stream: IO[bytes]) -> Writer:
+    """Return a writer of Parquet onto a binary stream; raises UsageError without pyarrow."""
+    return _Parquet(stream)
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """Return one line of JSON Lines; ASCII escapes every control character and lone surrogate, so any name survives."""
+    return json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def printable(text: str) -> str:
@@ -73,8 +100,7 @@ class _JsonLines:
         self._stream = stream
 
     def add(self, result: Detection) -> None:
-        # ASCII output escapes every control character and lone surrogate, so any file name survives.
-        self._stream.write(json.dumps(result.as_dict(), ensure_ascii=True, allow_nan=False) + "\n")
+        self._stream.write(json_line(result.as_dict()))
         self._stream.flush()
 
     def end(self) -> None:
@@ -99,10 +125,11 @@ class _Json:
 
 
 class _Csv:
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], *, head: bool) -> None:
         self._stream = stream
         self._csv = csv.writer(stream, lineterminator="\n")
-        self._csv.writerow(CSV_COLUMNS)
+        if head:
+            self._csv.writerow(CSV_COLUMNS)
 
     def add(self, result: Detection) -> None:
         real, generated = result.logits or (None, None)
@@ -123,12 +150,28 @@ class _Csv:
                 provenance.engine_version,
                 provenance.precision,
                 round(result.timings["total"], 3) if "total" in result.timings else None,
+                result.rule.real_below,
+                result.rule.generated_from,
+                provenance.crops,
             ]
         )
         self._stream.flush()
 
     def end(self) -> None:
         self._stream.flush()
+
+
+class _Parquet:
+    def __init__(self, stream: IO[bytes]) -> None:
+        from .parquet_output import ParquetRecords  # pyarrow is an extra
+
+        self._records = ParquetRecords(stream)
+
+    def add(self, result: Detection) -> None:
+        self._records.add(result.as_dict())
+
+    def end(self) -> None:
+        self._records.end()
 
 
 class _Table:

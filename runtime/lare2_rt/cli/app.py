@@ -12,12 +12,14 @@ import typer
 from .._version import __version__
 from .console import Interrupted, ReaderGone, answering_sigterm, interruptible, output_errors, say, silence
 from .dataset_commands import register as register_dataset_commands
+from .doctor_command import register as register_doctor_command
 from .engine_commands import register as register_engine_commands
 from .quality_commands import register as register_quality_commands
 
 # 0: everything scored. 1: some files failed, or the results could not all be written (the disk is full, the reader of
-# standard output left). 2: nothing could start. 130: interrupted by Ctrl-C. 143: ended by SIGTERM.
-EXIT_FILES, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+# standard output left). 2: nothing could start. 3: what --fail-on looks for was found. 130: interrupted by Ctrl-C.
+# 143: ended by SIGTERM.
+EXIT_FILES, EXIT_USAGE, EXIT_FOUND, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 
 app = typer.Typer(
     name="lare2-rt",
@@ -29,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Format = Literal["table", "json", "jsonl", "csv"]
+Format = Literal["table", "json", "jsonl", "csv", "parquet"]
 PrecisionName = Literal["fp32", "fp16"]
 
 
@@ -51,7 +53,12 @@ def _root(
 @app.command()
 @interruptible
 def infer(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Images, folders (recursive) or quoted globs.")],
+    paths: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            metavar="PATH", help="Images, folders (recursive), quoted globs, or - for one image on standard input."
+        ),
+    ] = None,
     bundle: Annotated[
         Optional[str],
         typer.Option(help="Bundle folder. Default: $LARE2_BUNDLE, ./engines, else the embedded model."),
@@ -61,6 +68,9 @@ def infer(
     ] = None,
     out: Annotated[Optional[str], typer.Option(help="Write results to this file instead of standard output.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Let --out replace an existing file.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the results that --out holds; a kill loses none from then on.")
+    ] = False,
     threshold: Annotated[
         Optional[float],
         typer.Option(help="Probability (0..1) from which the verdict is 'generated'. Default: the bundle's own."),
@@ -80,12 +90,47 @@ def infer(
         bool, typer.Option("--cuda-graph/--no-cuda-graph", help="On a GPU, replay one captured graph.")
     ] = True,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say why other engines are not used.")] = False,
+    lists: Annotated[
+        Optional[list[str]],
+        typer.Option("--list", metavar="FILE", help="Score the paths in this file too, one a line; - is stdin."),
+    ] = None,
+    null: Annotated[bool, typer.Option("--null", help="Paths in lists end with NUL, as of 'find -print0'.")] = False,
+    max_pixels: Annotated[
+        Optional[str], typer.Option(metavar="N", help="Refuse larger images, such as 200M. Default: 89.5M.")
+    ] = None,
+    max_bytes: Annotated[
+        Optional[str], typer.Option(metavar="N", help="Refuse larger files, such as 20M. Default: 1 GiB.")
+    ] = None,
+    max_seconds: Annotated[
+        Optional[float], typer.Option(metavar="S", help="Give up on a file that takes longer to decode. Default: 60.")
+    ] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate/--no-isolate", help="Decode in processes of their own, which a bad file can crash but not stop."
+        ),
+    ] = True,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first image that fails.")] = False,
+    fail_on: Annotated[
+        Optional[Literal["generated"]], typer.Option(help="Exit with 3 if any image gets this verdict.")
+    ] = None,
+    heatmap: Annotated[
+        Optional[str], typer.Option(metavar="DIR", help="Draw a panel per image: LaRE, attention and the verdict.")
+    ] = None,
+    report: Annotated[
+        Optional[str], typer.Option(metavar="FILE", help="Write one page, such as report.html, that shows the run.")
+    ] = None,
+    crops: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Windows whose logits are averaged: 1, 4, 9 ... Default: as calibrated, else 1."),
+    ] = None,
 ) -> None:
     """Score images: the verdict, and the probability that each was generated.
 
-    Exit code: 0 all scored, 1 some files failed or results could not be written, 2 nothing could start,
-    130 interrupted by Ctrl-C, 143 ended by SIGTERM.
+    Exit code: 0 all scored, 1 some files failed or results could not be written, 2 nothing could start, 3 found what
+    --fail-on looks for, 130 interrupted by Ctrl-C, 143 ended by SIGTERM.
     """
+    from ..limits import limits_of
     from .infer import InferOptions, run
 
     options = InferOptions(
@@ -101,9 +146,19 @@ def infer(
         verify=verify,
         cuda_graph=cuda_graph,
         verbose=verbose,
+        lists=tuple(lists or ()),
+        null=null,
+        limits=limits_of(max_pixels, max_bytes, max_seconds, isolate=isolate),
+        isolate=isolate,
+        fail_fast=fail_fast,
+        fail_on=fail_on,
+        resume=resume,
+        heatmap=heatmap,
+        report=report,
+        crops=crops,
     )
     with output_errors():
-        code = run(paths, options)
+        code = run(paths or [], options)
     raise typer.Exit(code)
 
 
@@ -127,6 +182,7 @@ def inspect(
 
 
 register_dataset_commands(app)
+register_doctor_command(app)
 register_engine_commands(app)
 register_quality_commands(app)
 

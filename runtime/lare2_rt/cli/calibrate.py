@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ class CalibrateOptions:
     threads: int | None
     batch: int | None
     seed: int
+    crops: int | None = None
 
 
 def run(data: str, options: CalibrateOptions) -> int:
@@ -66,6 +67,7 @@ def run(data: str, options: CalibrateOptions) -> int:
             threads=options.threads,
             progress=hashed,
             notify=say,
+            crops=options.crops,
         )
     with detector:
         _refuse_unfit(detector.bundle)
@@ -73,9 +75,9 @@ def run(data: str, options: CalibrateOptions) -> int:
         if isinstance(outcome, int):
             return outcome
         report, failures = _calibrated(outcome, selection, detector, options)
-        bundle = write_with_decision(
-            detector.bundle, out, decision_of(report.rule, _data_line(report, selection)), force=options.force
-        )
+        rule = replace(report.rule, crops=detector.info.provenance.crops)
+        decision = decision_of(rule, _data_line(report, selection))
+        bundle = write_with_decision(detector.bundle, out, decision, force=options.force)
     if options.report is not None:
         write_bytes(Path(options.report), (json.dumps(_as_dict(report, bundle, selection), indent=2) + "\n").encode())
     print_tables((_table(report),), sys.stdout, colour=sys.stdout.isatty())

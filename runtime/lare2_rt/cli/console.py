@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from ..errors import OutputError
 
@@ -124,7 +124,15 @@ def ignore_interrupts() -> None:
     """From now on neither Ctrl-C nor SIGTERM does anything: a second one would lose what is being put away."""
     if _in_main_thread():
         for number in _OURS:
-            signal.signal(number, signal.SIG_IGN)
+            handler = signal.signal(number, signal.SIG_IGN)
+            if handler is not signal.SIG_IGN and handler is not None:
+                _ignored[number] = handler
+
+
+def heed_interrupts() -> None:
+    """Undo ``ignore_interrupts``: what was to be put away is, and something long begins."""
+    while _in_main_thread() and _ignored:
+        signal.signal(*_ignored.popitem())
 
 
 @contextlib.contextmanager
@@ -153,6 +161,7 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+_ignored: dict[signal.Signals, Any] = {}
 _OURS: dict[signal.Signals, Callable[..., object]] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: _terminate,

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..atomic import check_target, draft_text, reason, taken_in_the_meantime
+from ..atomic import check_target
+from ..datasets.arrow import arrow
 from ..detector import Detector
-from ..errors import Lare2Error, OutputError, UsageError
-from ..inputs import expand
+from ..errors import UsageError
+from ..limits import Limits
 from ..locate import locate_bundle
-from ..output import Format, Writer, format_for, writer_for
-from .app import EXIT_FILES
-from .console import Interrupted, ignore_interrupts, say, say_if_restored, silence, uninterrupted
-from .progress import hashing_progress, scoring_progress
+from ..output import Format, Writer, format_for
+from .console import say, say_if_restored
+from .infer_inputs import Source, gather
+from .infer_resume import check_resume, to_resumable
+from .infer_scoring import FailOn, Outcome, Rules, score
+from .infer_targets import to_file, to_stdout
+from .progress import hashing_progress
+from .shown import Shown, ShownOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +40,53 @@ class InferOptions:
     verify: bool
     cuda_graph: bool
     verbose: bool
+    lists: tuple[str, ...]
+    null: bool
+    limits: Limits
+    isolate: bool
+    fail_fast: bool
+    fail_on: FailOn | None
+    resume: bool
+    heatmap: str | None = None
+    report: str | None = None
+    crops: int | None = None
 
 
 def run(arguments: list[str], options: InferOptions) -> int:
     """Score everything; return the exit code. Raises Lare2Error before the first image is scored."""
     # The decoder answers in sentences; Pillow's warnings about sizes and damaged metadata would come on top.
     warnings.filterwarnings("ignore", module=r"PIL\b")
-    paths = expand(arguments)
+    sources = gather(arguments, options.lists, null=options.null)
     target = Path(options.out) if options.out is not None else None
     form = _format(options, target)
-    if target is not None:
+    resumed = check_resume(target, form, sources, force=options.force) if options.resume else None
+    if target is not None and resumed is None:
         check_target(target, overwrite=options.force)
+    if form == "parquet":
+        arrow()  # missing, it should not show at the end
     say_if_restored(locate_bundle(options.bundle))
+    rules = Rules(fail_fast=options.fail_fast, fail_on=options.fail_on)
+    wanted = ShownOptions(heatmap=options.heatmap, report=options.report, out=options.out, force=options.force)
+    with Shown(wanted) as shown, _load(options, views=shown.wanted) as detector:
+        _announce(detector, verbose=options.verbose)
+        rules.check(detector)
+
+        def some(chosen: Sequence[Source], writer: Writer, earlier: Iterable[str | None] = ()) -> Outcome:
+            return score(detector, chosen, shown.beside(writer, len(chosen)), rules, earlier=earlier)
+
+        def scored(writer: Writer) -> Outcome:
+            return some(sources, writer)
+
+        if resumed is not None:
+            return shown.finish(to_resumable(some, detector, sources, form=form, target=resumed), detector)
+        if target is None:
+            return shown.finish(to_stdout(scored, form), detector)
+        return shown.finish(to_file(scored, form, target=target, force=options.force), detector)
+
+
+def _load(options: InferOptions, *, views: bool) -> Detector:
     with hashing_progress() as hashed:
-        detector = Detector.load(
+        return Detector.load(
             options.bundle,
             engine=options.engine,
             precision=options.precision,
@@ -60,90 +97,23 @@ def run(arguments: list[str], options: InferOptions) -> int:
             progress=hashed,
             notify=say,
             cuda_graph=options.cuda_graph,
+            limits=options.limits,
+            isolate=options.isolate,
+            crops=options.crops,
+            keep_views=views,
         )
-    with detector:
-        _announce(detector, verbose=options.verbose)
-        if target is not None:
-            return _score_to_file(detector, paths, form, target=target, force=options.force)
-        writer = writer_for(form, sys.stdout, colour=sys.stdout.isatty())
-        try:
-            outcome = _score(detector, paths, writer)
-        except BrokenPipeError:
-            raise  # the reader left on purpose: nothing to say
-        except OSError as error:
-            silence(sys.stdout)
-            say(f"stopped: cannot write the results: {reason(error)}; free some space or name a file with --out")
-            return EXIT_FILES
-    if outcome.stopped is not None:
-        say(outcome.stopped)
-    return outcome.code
-
-
-def _score_to_file(detector: Detector, paths: list[str], form: Format, *, target: Path, force: bool) -> int:
-    """Write to a file that appears when it is complete; one that was cut short gets a name that says so."""
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with draft_text(target, overwrite=force) as draft:
-            outcome = _score(detector, paths, writer_for(form, draft.stream))
-            ignore_interrupts()  # all that is left to do takes a moment, and would be lost
-            if outcome.stopped is not None:
-                draft.target = partial
-    except OutputError as error:
-        say(f"stopped: {error}")
-        return EXIT_FILES
-    if outcome.stopped is not None:
-        say(f"{outcome.stopped}; the results so far are in {draft.target}")
-    elif draft.target != target:
-        say(taken_in_the_meantime(target, draft.target))
-        return EXIT_FILES
-    return outcome.code
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """The exit code, and why scoring ended before the last image."""
-
-    code: int
-    stopped: str | None = None
-
-
-def _score(detector: Detector, paths: list[str], writer: Writer) -> _Outcome:
-    """Score and write a complete document; a bad file costs a sentence on standard error and exit code 1.
-
-    Raises:
-        OSError: the document cannot be written.
-    """
-    failures = done = 0
-    try:
-        with scoring_progress(len(paths)) as step, contextlib.closing(detector.detect_many(paths)) as results:
-            for result in results:
-                with uninterrupted():
-                    writer.add(result)
-                    done += 1
-                failures += result.error is not None
-                if result.error is not None:
-                    say(f"{result.source}: {result.error}")
-                step(result)
-        outcome = _Outcome(EXIT_FILES if failures else 0)
-    except KeyboardInterrupt as error:
-        ignore_interrupts()
-        ending = Interrupted(error)
-        outcome = _Outcome(ending.code, f"{ending} after {done} of {len(paths)} images")
-    except Lare2Error as error:
-        outcome = _Outcome(EXIT_FILES, f"stopped after {done} of {len(paths)} images: {error}")
-    with uninterrupted():
-        writer.end()
-    return outcome
 
 
 def _format(options: InferOptions, target: Path | None) -> Format:
+    if options.format == "parquet" and target is None:
+        raise UsageError("Parquet is no text for standard output; name a file with --out")
     if options.format is not None:
         return options.format
     if target is None:
         return "table"
     form = format_for(target.suffix)
     if form is None:
-        raise UsageError(f"cannot tell the format of {target} from its ending; add --format table, json, jsonl or csv")
+        raise UsageError(f"cannot tell the format of {target} from its ending; add --format, such as jsonl or csv")
     return form
 
 
@@ -157,5 +127,6 @@ def _announce(detector: Detector, *, verbose: bool) -> None:
         f"bundle {facts.bundle_name} ({facts.bundle_id[:12]}, {facts.bundle_path}) on {facts.engine} "
         f"{facts.engine_version} {facts.device} {facts.precision}, {facts.threads} threads"
     )
-    if info.rule.note is not None:
-        say(f"note: {info.rule.note}")
+    for note in (info.rule.note, info.misfit):
+        if note is not None:
+            say(f"note: {note}")

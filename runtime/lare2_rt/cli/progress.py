@@ -10,6 +10,19 @@ from collections.abc import Callable, Iterator
 @contextlib.contextmanager
 def scoring_progress(total: int) -> Iterator[Callable[[object], None]]:
     """Yield a function to call after each of ``total`` images."""
+    with _counting(total, "scoring") as step:
+        yield step
+
+
+@contextlib.contextmanager
+def drawing_progress(total: int) -> Iterator[Callable[[object], None]]:
+    """Yield a function to call after each of ``total`` panels."""
+    with _counting(total, "drawing") as step:
+        yield step
+
+
+@contextlib.contextmanager
+def _counting(total: int, work: str) -> Iterator[Callable[[object], None]]:
     if not sys.stderr.isatty() or total < 2:
         yield lambda result: None
         return
@@ -23,9 +36,9 @@ def scoring_progress(total: int) -> Iterator[Callable[[object], None]]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(work), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("scoring", total=total)
+        task = progress.add_task(work, total=total)
         yield lambda result: progress.advance(task)
 
 

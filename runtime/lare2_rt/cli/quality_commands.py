@@ -102,6 +102,10 @@ def calibrate(
         Optional[int], typer.Option(min=1, help="CPU threads. Default: what affinity and quota allow.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the folds and of the bootstrap.")] = 0,
+    crops: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Windows per image (1, 4, 9, 16 ...); 'infer' then takes as many. Default: 1."),
+    ] = None,
 ) -> None:
     """Measure temperature, bias and two thresholds on labelled images, and write them as a new bundle.
 
@@ -121,6 +125,7 @@ def calibrate(
         threads=threads,
         batch=batch,
         seed=seed,
+        crops=crops,
     )
     with output_errors():
         code = run(data, options)

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from ..atomic import reason, write_bytes
-from ..decode import open_image, orient, to_rgb
+from ..colour import to_rgb
+from ..decode import open_image, orient
 from ..errors import ImageError, OutputError, UsageError
 from ..policy import Preprocessing
 from ..preprocess import centre_crop

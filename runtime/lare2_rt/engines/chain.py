@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from ..errors import EngineError
 from ..manifest import Variant
 from ..noise import Noise
-from .contract import ChainOutput, EngineInfo, UInt8
+from .contract import ChainOutput, EngineInfo, Float32, UInt8, WindowOutput
 
 Arrays = Mapping[str, NDArray[np.generic]]
-Component = Callable[[Arrays], dict[str, NDArray[np.float32]]]
+Outputs = dict[str, NDArray[np.float32]]
+Component = Callable[[Arrays], Outputs]
 
 
 class ComponentChain:
@@ -35,22 +36,31 @@ class ComponentChain:
 
     def run(self, image: UInt8, crop: UInt8, *, noise: Noise | None = None) -> ChainOutput:
         """See ``OpenEngine.run``."""
-        if not self._components:
-            raise EngineError(f"the engine {self._info.name} is closed; open it again")
         noise = self._noise if noise is None else noise
         timings: dict[str, float] = {}
-
-        def call(name: str, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
-            begin = time.perf_counter()
-            outputs = self._components[name](inputs)
-            timings[name] = (time.perf_counter() - begin) * 1e3
-            return outputs
-
-        latent = call("vae_encoder", {"image": image, "posterior_noise": noise.posterior})["latent"]  # [B,4,h,w]
-        lare = call("unet_step", {"latent": latent, "noise": noise.ensemble})["lare"]  # [B,4,h,w]
-        clip = call("clip_backbone", {"crop": crop})  # embedding [B,D], layer3 [B,C,14,14]
-        head = call("egre", {"lare": lare, "embedding": clip["embedding"], "layer3": clip["layer3"]})
+        latent = self._call("vae_encoder", {"image": image, "posterior_noise": noise.posterior}, timings)["latent"]
+        lare = self._call("unet_step", {"latent": latent, "noise": noise.ensemble}, timings)["lare"]  # [B,4,h,w]
+        clip, head = self._judge(lare, crop, timings)
         return ChainOutput(lare, clip["embedding"], head["logits"], head["attention"], timings)
+
+    def run_window(self, lare: Float32, crop: UInt8) -> WindowOutput:
+        """See ``WindowEngine.run_window``."""
+        timings: dict[str, float] = {}
+        _, head = self._judge(lare, crop, timings)
+        return WindowOutput(head["logits"], head["attention"], timings)
+
+    def _judge(self, lare: Float32, crop: UInt8, timings: dict[str, float]) -> tuple[Outputs, Outputs]:
+        clip = self._call("clip_backbone", {"crop": crop}, timings)  # embedding [B,D], layer3 [B,C,14,14]
+        inputs = {"lare": lare, "embedding": clip["embedding"], "layer3": clip["layer3"]}
+        return clip, self._call("egre", inputs, timings)
+
+    def _call(self, name: str, inputs: Arrays, timings: dict[str, float]) -> Outputs:
+        if not self._components:
+            raise EngineError(f"the engine {self._info.name} is closed; open it again")
+        begin = time.perf_counter()
+        outputs = self._components[name](inputs)
+        timings[name] = (time.perf_counter() - begin) * 1e3
+        return outputs
 
     def close(self) -> None:
         """Release the components."""

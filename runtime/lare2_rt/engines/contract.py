@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,29 @@ class OpenEngine(Protocol):
 
     def close(self) -> None:
         """Release everything; calling it twice is harmless."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowOutput:
+    """Results of one further window per image: ``logits``, ``attention`` and ``timings`` as in ``ChainOutput``."""
+
+    logits: Float32
+    attention: Float32
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class WindowEngine(Protocol):
+    """An open engine that can also score other windows of pictures whose LaRE is known."""
+
+    def run_window(self, lare: Float32, crop: UInt8) -> WindowOutput:
+        """Score one full batch by the CLIP backbone and EGRE alone: float32 [B,4,h,w] and uint8 [B,C,C,3] RGB.
+
+        With the LaRE of ``run`` and the same window it gives the logits and the attention of ``run`` to the bit.
+
+        Raises:
+            EngineError: the engine failed.
+        """
 
 
 class Engine(Protocol):

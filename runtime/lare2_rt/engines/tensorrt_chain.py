@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import EngineError
 from ..manifest import COMPONENTS, ComponentName, TensorSpec, Variant
 from ..noise import Noise
-from .contract import ChainOutput, EngineInfo, UInt8
+from .contract import ChainOutput, EngineInfo, Float32, UInt8, WindowOutput
 from .cuda_runtime import ALIGNMENT, Buffer, Cuda
 from .tensorrt_plan import Messages, make_logger
 
@@ -83,16 +84,9 @@ class TensorRtChain:
 
     def run(self, image: UInt8, crop: UInt8, *, noise: Noise | None = None) -> ChainOutput:
         """See ``OpenEngine.run``."""
-        if self._closed:
-            raise EngineError(f"the engine {self._info.name} is closed; open it again")
-        for name, array in zip(_UPLOADED, (image, crop), strict=True):
-            staged = self._host[name]
-            if (array.dtype, array.shape) != (staged.dtype, staged.shape):
-                raise EngineError(
-                    f"{self._info.name} takes {name} as {staged.dtype} {list(staged.shape)}, not {array.dtype} "
-                    f"{list(array.shape)}; report it"
-                )
-            staged[...] = array
+        self._check_open()
+        self._stage("image", image)
+        self._stage("crop", crop)
         begin = time.perf_counter()
         if noise is not None:
             self._set_noise(noise)
@@ -108,6 +102,39 @@ class TensorRtChain:
         timings = {"chain": (time.perf_counter() - begin) * 1e3}
         results = {name: self._host[name].copy() for name in _RETURNED}
         return ChainOutput(results["lare"], results["embedding"], results["logits"], results["attention"], timings)
+
+    def run_window(self, lare: Float32, crop: UInt8) -> WindowOutput:
+        """See ``WindowEngine.run_window``: two plans on the main stream, launched one by one, as no graph holds them.
+
+        The page-locked copy of the results' LaRE is the staging memory of the upload: its content was given away.
+        """
+        self._check_open()
+        self._stage("lare", lare)
+        self._stage("crop", crop)
+        begin, cuda, stream = time.perf_counter(), self._cuda, self._main
+        for name in ("lare", "crop"):
+            cuda.upload(self._buffers[name], self._host[name], stream)
+        self._contexts.execute("clip_backbone", stream)
+        self._contexts.execute("egre", stream)
+        for name in ("logits", "attention"):
+            cuda.download(self._host[name], self._buffers[name], stream)
+        cuda.synchronise(stream)
+        timings = {"window": (time.perf_counter() - begin) * 1e3}
+        return WindowOutput(self._host["logits"].copy(), self._host["attention"].copy(), timings)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"the engine {self._info.name} is closed; open it again")
+
+    def _stage(self, name: str, array: NDArray[np.generic]) -> None:
+        """Copy an array into the page-locked memory of its name; raises EngineError unless type and shape fit."""
+        staged = self._host[name]
+        if (array.dtype, array.shape) != (staged.dtype, staged.shape):
+            raise EngineError(
+                f"{self._info.name} takes {name} as {staged.dtype} {list(staged.shape)}, not {array.dtype} "
+                f"{list(array.shape)}; report it"
+            )
+        staged[...] = array
 
     def close(self) -> None:
         """Release everything in the reverse order of its creation; twice is harmless."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ..decode import ImageSource, open_image, to_rgb
+from ..colour import to_rgb
+from ..decode import ImageSource, open_image
 from ..errors import ImageError, UsageError
 from ..policy import Preprocessing
 

@@ -69,4 +69,6 @@ def scorer_key(provenance: Provenance) -> str:
     """sha256 in hex over all that decides a score's bits but the machine: stored scores of another key do not count."""
     p = provenance
     facts = [p.bundle_id, p.engine, p.engine_version, p.device, p.precision, p.batch, p.threads, p.build_key]
+    if p.crops != 1:
+        facts.append(p.crops)  # appended only then: scores from before there was a choice stay valid
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""The process in which ``lare2-rt doctor`` opens one engine; prints one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import open_bundle
+from ..engines import ENGINES, EngineOptions, load_engine, why_not
+from ..errors import Lare2Error
+from ..locate import embedded_bundle
+from ..pictures import procedural_pictures
+from ..preprocess import preprocess
+from ..selfcheck import check_engine
+from ..threads import available_threads
+from .packages import ENGINE_PACKAGES, installed
+
+
+def main(name: str, cache: str) -> None:
+    """Open an engine on the embedded bundle, run it once, and hold it against the reference."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever libraries print
+    try:
+        answer = _examine(name, Path(cache))
+    except Lare2Error as error:
+        answer = {"state": "broken", "reason": str(error)}
+    except MemoryError:
+        answer = {"state": "broken", "reason": "there is not enough memory for it; close other programs"}
+    json.dump(answer, answers)
+    answers.flush()
+    os._exit(0)  # a library that crashes while it is unloaded was opened all the same
+
+
+def _examine(name: str, cache: Path) -> dict[str, Any]:
+    bundle = open_bundle(embedded_bundle())
+    engine = next(engine for engine in ENGINES if engine.name == name)
+    options = EngineOptions(threads=available_threads(), cache=cache)
+    reason = why_not(engine, bundle, options)
+    if reason is not None:
+        if not any(installed(package) for package in ENGINE_PACKAGES[name]):
+            return {"state": "absent", "reason": reason}
+        return {"state": "unfit" if name.startswith("tensorrt") else "broken", "reason": reason}
+    begin = time.perf_counter()
+    running = load_engine(engine, bundle, options)
+    seconds = time.perf_counter() - begin
+    answer = {"state": "ok", "version": running.info.version, "device": running.info.device, "open_seconds": seconds}
+    if bundle.selfcheck is not None:
+        check = check_engine(running, bundle)
+        figures = {"milliseconds": check.milliseconds, "lare_difference": check.lare}
+        return {**answer, **figures, "passed": check.passed, "verdict": check.verdict}
+    method = bundle.manifest.method
+    pixels = preprocess(
+        procedural_pictures()[0],
+        bundle.manifest.policy,
+        image_size=method.image_size,
+        crop_size=method.crop_size,
+    )
+    image, crop = (np.stack([part] * running.info.batch) for part in (pixels.image, pixels.crop))
+    begin = time.perf_counter()
+    running.run(image, crop)
+    milliseconds = (time.perf_counter() - begin) * 1e3
+    return {**answer, "milliseconds": milliseconds, "lare_difference": None, "passed": True, "verdict": ""}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,237 @@
+"""Decoding in processes of their own: a file that crashes a decoder, or keeps it busy, costs that file only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO
+
+from .decode import ImageSource, read_source
+from .decode_worker import CONTENT, HEAD, PATH, PIXELS, READY, DecodeTask
+from .errors import EngineError, ImageError
+from .pixel_bytes import unpack
+from .preprocess import Pixels
+
+_CODE = "import sys; sys.path.append(sys.argv[1]); from lare2_rt.decode_worker import main; main(sys.argv[2])"
+_ROOT = Path(__file__).parents[1]
+_START_LIMIT = 60.0  # seconds for a process to import what it needs
+# What the GNU C library is told to do with freed memory: give it back. By default it keeps some of earlier pictures
+# (10 MB after 3,000 damaged ones of up to two megapixels), so that the same file would take more the later it came.
+_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+_END_LIMIT = 2.0  # seconds for an idle process to leave by itself
+
+
+class IsolatedDecoder:
+    """A few resident processes that decode. Safe to share between threads, each of which waits for a free process.
+
+    The same file gives the same bits as ``preprocess`` in this process: it is the same code.
+    """
+
+    def __init__(self, task: DecodeTask, *, processes: int) -> None:
+        """Start one process at once, so that it is ready when the engine is; the others when they are needed."""
+        self._task = task
+        self._workers = [Worker(task) for _ in range(processes)]
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        for worker in reversed(self._workers):
+            self._idle.put(worker)
+        self._workers[0].start()
+
+    def decode(self, source: ImageSource, *, busy: set[Worker] | None = None) -> Pixels:
+        """Decode a path, encoded bytes or a binary file object.
+
+        Args:
+            source: a file object is read here; a path is read in the process.
+            busy: holds the process for as long as it works on this source, so that ``stop`` can end it.
+
+        Raises:
+            ImageError: as ``preprocess``; also where the process took too long or died.
+            EngineError: no process can be started.
+        """
+        if isinstance(source, (str, os.PathLike)):
+            kind, content = PATH, os.fsencode(source)
+        else:
+            kind, content = CONTENT, read_source(source, self._task.limits)  # type: ignore[arg-type]  # checked there
+        worker = self._idle.get()
+        try:
+            if busy is not None:
+                busy.add(worker)
+            return worker.decode(kind, content)
+        finally:
+            if busy is not None:
+                busy.discard(worker)
+            self._idle.put(worker)
+
+    @staticmethod
+    def stop(busy: set[Worker]) -> None:
+        """End the processes that work for somebody who has lost interest; they are replaced when needed."""
+        for worker in tuple(busy):
+            worker.kill()
+
+    def close(self) -> None:
+        """End all processes; twice is harmless."""
+        for worker in self._workers:
+            worker.close()
+
+
+class Worker:
+    """One process, started when it is needed and replaced when it is gone. One thread uses it at a time."""
+
+    def __init__(self, task: DecodeTask) -> None:
+        self._task = task
+        self._process: subprocess.Popen[bytes] | None = None
+        self._complaints: IO[bytes] | None = None
+        self._ready = self._killed = False
+        self._folder = ""
+
+    def start(self) -> None:
+        """Start the process unless it runs; returns before it is ready. Raises EngineError."""
+        if self._process is not None and not self._killed and self._process.poll() is None:
+            return
+        self.close()
+        self._ready = self._killed = False
+        with contextlib.suppress(OSError):
+            self._folder = os.getcwd()  # noqa: PTH109 - as text
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        command = [sys.executable, "-P", "-c", _CODE, str(_ROOT), self._task.encode()]
+        pipe = subprocess.PIPE
+        try:
+            # A group of its own: Ctrl-C in a terminal reaches the parent alone. No session of its own: to the system's
+            # scheduler it would be another user's work, as much worth as all of its parent's.
+            self._process = subprocess.Popen(
+                command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=self._complaints,
+                env={**_MEMORY, **os.environ},
+                process_group=0,
+            )
+        except OSError as error:
+            raise EngineError(_cannot_start(str(error))) from error
+
+    def decode(self, kind: int, content: bytes) -> Pixels:
+        """Decode one source; raises ImageError or EngineError."""
+        if kind == PATH and not content.startswith(b"/"):
+            content = self._from_its_folder(content)
+        self._make_ready()
+        limit = self._task.limits.max_seconds
+        answer, late = self._ask(kind, content, limit)
+        if answer is None:
+            raise ImageError(_too_late(limit) if late else self._death())
+        what, found = answer
+        if what == PIXELS:
+            return unpack(found)
+        raise ImageError(found.decode(errors="surrogatepass"))
+
+    def kill(self) -> None:
+        """End the process at once, from any thread."""
+        self._killed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """End the process."""
+        process = self._process
+        if process is None:
+            return
+        self._process = None
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        try:
+            process.wait(0 if self._killed else _END_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if self._complaints is not None:
+            self._complaints.close()
+
+    def _from_its_folder(self, path: bytes) -> bytes:
+        """A relative path means what it means here, also where this process has changed its folder since."""
+        self.start()
+        with contextlib.suppress(OSError):
+            here = os.getcwd()  # noqa: PTH109
+            if here != self._folder:
+                return os.path.join(os.fsencode(here), path)
+        return path
+
+    def _make_ready(self) -> None:
+        self.start()
+        if self._ready:
+            return
+        timer = threading.Timer(_START_LIMIT, self.kill)
+        timer.daemon = True
+        timer.start()
+        answer = self._read()
+        timer.cancel()
+        if answer is None or answer[0] != READY:
+            raise EngineError(_cannot_start(self._last_words()))
+        self._ready = True
+
+    def _ask(self, kind: int, content: bytes, limit: float) -> tuple[tuple[int, bytes] | None, bool]:
+        """Return the answer, or None where the process is gone, and whether its time was over."""
+        over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            self.kill()
+
+        timer = threading.Timer(limit, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            assert self._process is not None
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):  # gone: the lack of an answer tells
+                self._process.stdin.write(HEAD.pack(kind, len(content)) + content)
+                self._process.stdin.flush()
+            return self._read(), over.is_set()
+        finally:
+            timer.cancel()
+
+    def _read(self) -> tuple[int, bytes] | None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        head = self._process.stdout.read(HEAD.size)
+        if len(head) < HEAD.size:
+            return None
+        kind, size = HEAD.unpack(head)
+        content = self._process.stdout.read(size)
+        return (kind, content) if len(content) == size else None
+
+    def _death(self) -> str:
+        """Return the sentence for a process that died over a file."""
+        assert self._process is not None
+        code = self._process.wait()
+        if code == -signal.SIGKILL:
+            return "its decoder was killed, most likely for want of memory; scale it down or free some memory"
+        if code == -signal.SIGALRM:
+            return _too_late(self._task.limits.max_seconds)
+        how = signal.Signals(-code).name if code < 0 else f"code {code}"
+        return f"its decoder crashed ({how}); the file is damaged or means harm: open and save it with another program"
+
+    def _last_words(self) -> str:
+        assert self._process is not None
+        assert self._complaints is not None
+        code = self._process.wait()
+        self._complaints.seek(0)
+        said = [line.strip() for line in self._complaints.read().decode(errors="replace").splitlines() if line.strip()]
+        return said[-1][:200] if said else f"it ended with code {code}"
+
+
+def _too_late(limit: float) -> str:
+    return f"decoding took more than {limit:g} seconds and was stopped; convert it, or allow more with --max-seconds"
+
+
+def _cannot_start(why: str) -> str:
+    return (
+        f"no process for decoding can be started ({why}); free some memory, or decode in this process with --no-isolate"
+    )
