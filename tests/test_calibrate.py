@@ -218,6 +218,16 @@ def test_an_explicit_threshold_applies_to_the_scaled_probability(trained, tmp_pa
     assert rule.probability((0.0, 2.0)) == 0.5
 
 
+def test_inspect_shows_the_scaling(trained, monkeypatch, capsys):
+    raw = read_manifest(trained)
+    raw["decision"] = {"calibration": "calibrated", "real_below": 0.4, "generated_from": 0.6, "data": "x"}
+    raw["decision"]["scaling"] = {"temperature": 2.0, "bias": -1.0}
+    reseal(trained, raw)
+    code, out, _ = run_command(monkeypatch, capsys, "inspect", str(trained))
+    assert code == 0
+    assert "difference of the logits / 2 -1, through the sigmoid" in " ".join(out.split())
+
+
 @pytest.mark.parametrize(
     "scaling", [{"temperature": 0.0, "bias": 0.0}, {"temperature": -1.0, "bias": 0.0}, {"temperature": 1.0}]
 )

@@ -41,6 +41,7 @@ def _facts(bundle: Bundle, origin: str) -> Table:
         if decision.calibration == "calibrated"
         else "no thresholds"
     )
+    scaling, crops = decision.scaling, decision.crops
     parity = manifest.parity
     rows = {
         "bundle": f"{bundle.path} ({origin})",
@@ -56,6 +57,12 @@ def _facts(bundle: Bundle, origin: str) -> Table:
             f"exif {policy.exif}, alpha {policy.alpha}, icc {policy.icc}, padding {policy.padding}, {policy.resample}"
         ),
         "decision": f"{decision.calibration}, {thresholds}" + (f", on {decision.data}" if decision.data else ""),
+        "probability": (
+            "softmax of the logits"
+            if scaling is None
+            else f"scaled: difference of the logits / {scaling.temperature:g} {scaling.bias:+g}, through the sigmoid"
+        )
+        + (f"; averaged over {crops} windows" if crops else ""),
         "parity": (
             "not measured"
             if parity is None
