@@ -161,7 +161,7 @@ class TestRefused:
     def test_without_a_package(self, bundle, monkeypatch, absent):
         real = staged.installed_version
         monkeypatch.setattr(staged, "installed_version", lambda name: None if name == absent else real(name))
-        with pytest.raises(EngineError, match=rf"{absent} not installed: pip install 'lare2-rt\[staged\]'"):
+        with pytest.raises(EngineError, match=rf"{absent} is not installed: pip install 'lare2-rt\[staged\]'"):
             select_engine("staged", bundle, EngineOptions(threads=1))
 
     def test_half_precision(self, bundle):

@@ -52,7 +52,7 @@ class StagedEngine:
         """Return why the two libraries cannot be used, with the remedy."""
         missing = [name for name in ("mnn", "onnx") if installed_version(name) is None]
         if missing:
-            return f"{' and '.join(missing)} not installed: pip install 'lare2-rt[staged]'"
+            return f"{missing[0]} is not installed: pip install 'lare2-rt[staged]'"
         if options.precision not in (None, "fp32"):
             return f"staged computes in fp32 here, not in {options.precision}; leave --precision out"
         reason = OnnxRuntimeEngine().why_not(bundle, options)
