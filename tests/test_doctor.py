@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from fake_engine import need_engine
 from processes import environment
 from test_failures import command  # noqa: F401 - a fixture
 
 from lare2_rt import doctor, engines
 from lare2_rt.compiled import CompiledCache
 from lare2_rt.compiled_entry import Recipe
-from lare2_rt.doctor import decoding, gpu, host, packages, storage
+from lare2_rt.doctor import decoding, engine_child, gpu, host, packages, storage
 from lare2_rt.doctor.engine_checks import check_engines
 from lare2_rt.doctor.finding import Finding, split_remedy
+from lare2_rt.engines import staged
 
 
 @pytest.fixture
@@ -127,6 +129,16 @@ class TestEngines:
         assert finding.remedy.startswith("pip install --force-reinstall ")
         assert "openvino" in finding.remedy
         assert none.remedy == "pip install 'lare2-rt[cpu]'"
+
+    @pytest.mark.parametrize("missing", ["mnn", "onnx"])
+    def test_an_engine_of_two_libraries_and_one_of_them(self, monkeypatch, tmp_path, missing):
+        """Who has installed one for another engine has broken nothing."""
+        need_engine("mnn")
+        real = staged.installed_version
+        monkeypatch.setattr(staged, "installed_version", lambda name: None if name == missing else real(name))
+        answer = engine_child._examine("staged", tmp_path)
+        assert answer["state"] == "absent"
+        assert "pip install 'lare2-rt[staged]'" in answer["reason"]
 
     def test_another_result(self, plant, monkeypatch):
         """An engine that opens and computes something else."""
@@ -317,6 +329,15 @@ class TestCache:
         findings = list(storage.check_cache())
         assert only(findings, "stale").remedy == "lare2-rt cache clear --engine openvino"
         assert only(findings, "damaged").remedy == "lare2-rt cache clear"
+
+    def test_what_an_installed_engine_compiled_is_not_stale(self, folder):
+        for engine in engines.ENGINES:
+            if engine.version is not None:
+                recipe = Recipe(engine.name, engine.version, "mini", {}, 100)
+                CompiledCache().open(recipe, lambda place: (place / "x").write_bytes(b"x")).close()
+        findings = list(storage.check_cache())
+        assert only(findings, "compiled").facts["entries"] > 0
+        assert [finding.name for finding in findings if finding.name == "stale"] == []
 
     def test_others_may_write(self, folder):
         (folder / "compiled").mkdir(parents=True)

@@ -12,7 +12,7 @@ from fake_engine import need_engine
 from lare2_rt import Detector, EngineError
 from lare2_rt.bundle import open_bundle
 from lare2_rt.compiled import CompiledCache
-from lare2_rt.engines import EngineOptions, load_engine, select_engine, staged, staged_split, stages
+from lare2_rt.engines import EngineOptions, load_engine, mnn_library, select_engine, staged, staged_split, stages
 from lare2_rt.engines.mnn_library import NEWEST_OPSET
 from lare2_rt.engines.onnxruntime import OnnxRuntimeEngine
 from lare2_rt.engines.staged import PLACEMENTS, StagedEngine
@@ -173,7 +173,7 @@ class TestRefused:
             select_engine("staged", bundle, EngineOptions(threads=1, batch=4))
 
     def test_a_newer_opset(self, bundle, monkeypatch):
-        monkeypatch.setattr(staged, "NEWEST_OPSET", 12)
+        monkeypatch.setattr(mnn_library, "NEWEST_OPSET", 12)
         assert NEWEST_OPSET > 12
         with pytest.raises(EngineError, match="mnn reads ONNX up to opset 12 and the bundle has 20"):
             select_engine("staged", bundle, EngineOptions(threads=1))

@@ -19,7 +19,6 @@ from ..pictures import procedural_pictures
 from ..preprocess import preprocess
 from ..selfcheck import check_engine
 from ..threads import available_threads
-from .packages import ENGINE_PACKAGES, installed
 
 
 def main(name: str, cache: str) -> None:
@@ -43,7 +42,7 @@ def _examine(name: str, cache: Path) -> dict[str, Any]:
     options = EngineOptions(threads=available_threads(), cache=cache)
     reason = why_not(engine, bundle, options)
     if reason is not None:
-        if not any(installed(package) for package in ENGINE_PACKAGES[name]):
+        if engine.version is None:
             return {"state": "absent", "reason": reason}
         return {"state": "unfit" if name.startswith("tensorrt") else "broken", "reason": reason}
     begin = time.perf_counter()

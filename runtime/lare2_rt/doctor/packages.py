@@ -36,14 +36,6 @@ OPTIONAL = (
     "pyarrow",
     "torch",
 )
-# What each engine comes with; any of them will do.
-ENGINE_PACKAGES = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "openvino": ("openvino",),
-    "mnn": ("mnn",),
-    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt-rtx",),
-}
 _LIMIT = 60.0  # seconds for all imports together
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from ..atomic import reason
 from ..bundle import open_bundle
 from ..compiled import CachedEngine, CompiledCache
+from ..engines import ENGINES
 from ..errors import Lare2Error
 from ..integrity import cache_folder
 from ..locate import embedded_bundle, locate_bundle
 from .finding import Finding, split_remedy
-from .packages import ENGINE_PACKAGES, installed
 
 _LEAST_DISK = 500_000_000  # bytes; an engine compiled from the full-size model takes more, and says so itself
 
@@ -124,14 +124,11 @@ def _stale(entries: list[CachedEngine]) -> Iterator[Finding]:
     if damaged:
         text = f"{len(damaged)} compiled engines are damaged; they are compiled again when needed"
         yield Finding("cache", "damaged", "warn", text, "lare2-rt cache clear")
-    old = [entry for entry in entries if entry.engine and entry.version not in _versions(entry.engine)]
+    versions = {engine.name: engine.version for engine in ENGINES}
+    old = [entry for entry in entries if entry.engine and entry.version != versions.get(entry.engine)]
     if old:
         names = sorted({f"{entry.engine} {entry.version}" for entry in old})
         size = sum(entry.size for entry in old) / 1e6
         text = f"{len(old)} compiled engines ({size:.1f} MB) are of versions not installed here: {', '.join(names)}"
         commands = " && ".join(f"lare2-rt cache clear --engine {name}" for name in sorted({e.engine for e in old}))
         yield Finding("cache", "stale", "warn", text, commands)
-
-
-def _versions(engine: str) -> set[str | None]:
-    return {installed(package) for package in ENGINE_PACKAGES.get(engine, (engine,))}

@@ -6,11 +6,13 @@ that the system kills for that must not take the user's program with it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +84,23 @@ def compile_chain(
         CompiledChain(entries).close()
         raise
     return CompiledChain(entries)
+
+
+@contextlib.contextmanager
+def onnx_files(bundle: Bundle, variant: Variant, folder: Path) -> Iterator[int]:
+    """Let a variant's ONNX files stand in ``folder`` for a ``with`` block, and yield how many bytes they have.
+
+    Compilers find them there under plain names, whatever the path of the bundle looks like. Raises OSError.
+    """
+    names = (variant.graph, *variant.files)
+    for name in names:
+        try:
+            (folder / name).symlink_to((bundle.path / name).resolve())
+        except (OSError, NotImplementedError):  # file systems and users without links
+            shutil.copyfile(bundle.path / name, folder / name)
+    yield sum(bundle.manifest.files[name].size for name in names)
+    for name in names:
+        (folder / name).unlink()
 
 
 def run_script(script: str, arguments: Sequence[str | Path], *, cwd: Path, doing: str, remedy: str) -> str:

@@ -150,6 +150,10 @@ class Engine(Protocol):
         the reference before anybody relies on it: see ``open_engine``.
         """
 
+    @property
+    def version(self) -> str | None:
+        """Version of the libraries that it computes with; None unless all that it needs are installed."""
+
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return the reason, with its remedy, why this engine cannot take the bundle here; None if it can."""
 
@@ -184,6 +188,21 @@ def build_key(bundle: Bundle, variants: Mapping[str, Variant], facts: Mapping[st
 def digest_of(content: Mapping[str, object]) -> str:
     """Return sha256 in hex over the canonical JSON of ``content``."""
     return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
+
+
+def fp32_only(name: str, options: EngineOptions) -> str | None:
+    """Return why an engine that computes in float32 alone cannot serve the options; None if it can."""
+    if options.precision in (None, "fp32"):
+        return None
+    return f"{name} computes in fp32 here, not in {options.precision}; leave --precision out"
+
+
+def portable_variants(bundle: Bundle, options: EngineOptions) -> dict[str, Variant]:
+    """Return what engines on a CPU run; raises BundleError when the bundle lacks it.
+
+    Batch 1 is the default: on a CPU the cost grows with the images, so a larger graph would only pad.
+    """
+    return choose_variants(bundle, options, profile="portable", default_precision="fp32", default_batch=1)
 
 
 def choose_variants(

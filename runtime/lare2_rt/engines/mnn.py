@@ -7,7 +7,6 @@ in ``mnn_library.py``.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from ..compiled_entry import Entry
 from ..errors import BundleError, EngineError, first_line
 from ..manifest import Variant
 from .chain import Arrays, Component, ComponentChain, check_inputs, check_outputs
-from .compiling import compile_chain
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants, installed_version
-from .mnn_library import NEWEST_OPSET, Model, WinogradLevel, convert, import_mnn, load_model, open_runtime, threads_for
+from .compiling import compile_chain, onnx_files
+from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, fp32_only, installed_version, portable_variants
+from .mnn_library import Model, WinogradLevel, convert, import_mnn, load_model, open_runtime, threads_for, too_new
 
 _MODEL = "model.mnn"
 
@@ -46,25 +45,27 @@ class MnnEngine:
     position_stable = False
     compiled = True
 
+    @property
+    def version(self) -> str | None:
+        """See ``Engine.version``."""
+        return installed_version("mnn")
+
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return why MNN cannot be used, with the remedy."""
-        if installed_version("mnn") is None:
+        if self.version is None:
             return "mnn is not installed: pip install 'lare2-rt[mnn]'"
-        if options.precision not in (None, "fp32"):
-            return f"mnn computes in fp32 here, not in {options.precision}; leave --precision out"
+        reason = fp32_only(self.name, options)
+        if reason is not None:
+            return reason
         try:
-            variants = _variants(bundle, options)
+            return too_new(portable_variants(bundle, options))
         except BundleError as error:
             return str(error)
-        newest = max(variant.opset for variant in variants.values())
-        if newest > NEWEST_OPSET:
-            return f"mnn reads ONNX up to opset {NEWEST_OPSET} and the bundle has {newest}; choose another --engine"
-        return None
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``."""
-        variants = _variants(bundle, options)
-        version = installed_version("mnn") or ""
+        variants = portable_variants(bundle, options)
+        version = self.version or ""
         facts: dict[str, str | int] = {
             "engine": self.name,
             "version": version,
@@ -79,7 +80,7 @@ class MnnEngine:
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Convert what the cache lacks and load it; raises EngineError when MNN refuses a component."""
         import_mnn()
-        info, variants = self.describe(bundle, options), _variants(bundle, options)
+        info, variants = self.describe(bundle, options), portable_variants(bundle, options)
         threads = threads_for(options)
         chain = compile_chain(
             bundle,
@@ -120,20 +121,9 @@ class MnnEngine:
 
 
 def _convert(bundle: Bundle, variant: Variant, folder: Path, *, external_from: int) -> None:
-    """Convert a variant into ``folder``; raises EngineError or, where the disk is full, OSError.
-
-    The converter finds the ONNX files under plain names, whatever the path of the bundle looks like.
-    """
-    names = (variant.graph, *variant.files)
-    size = sum(bundle.manifest.files[name].size for name in names)
-    for name in names:
-        try:
-            (folder / name).symlink_to((bundle.path / name).resolve())
-        except (OSError, NotImplementedError):  # file systems and users without links
-            shutil.copyfile(bundle.path / name, folder / name)
-    convert(folder, variant.graph, _MODEL, size=size, external_from=external_from)
-    for name in names:
-        (folder / name).unlink()
+    """Convert a variant into ``folder``; raises EngineError or, where the disk is full, OSError."""
+    with onnx_files(bundle, variant, folder) as size:
+        convert(folder, variant.graph, _MODEL, size=size, external_from=external_from)
 
 
 def _component(variant: Variant, model: Model) -> Component:
@@ -150,7 +140,3 @@ def _component(variant: Variant, model: Model) -> Component:
         return outputs
 
     return call
-
-
-def _variants(bundle: Bundle, options: EngineOptions) -> dict[str, Variant]:
-    return choose_variants(bundle, options, profile="portable", default_precision="fp32", default_batch=1)

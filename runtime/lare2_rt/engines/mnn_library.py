@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError, first_line
-from ..manifest import TensorSpec
+from ..manifest import TensorSpec, Variant
 from .chain import Arrays
 from .compiling import run_script
 from .contract import EngineOptions
@@ -35,6 +35,14 @@ _PROBE = bytes(1 << 16)
 _MOST_THREADS = 32  # more are taken for 32
 _pool = 1  # threads that this process has for MNN; it grows once
 _opening = threading.Lock()
+
+
+def too_new(variants: Mapping[str, Variant]) -> str | None:
+    """Return why the converter cannot read the graphs; None if it can."""
+    newest = max(variant.opset for variant in variants.values())
+    if newest <= NEWEST_OPSET:
+        return None
+    return f"mnn reads ONNX up to opset {NEWEST_OPSET} and the bundle has {newest}; choose another --engine"
 
 
 def convert(folder: Path, graph: str, target: str, *, size: int, external_from: int) -> None:

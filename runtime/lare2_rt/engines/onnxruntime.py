@@ -12,7 +12,7 @@ from ..bundle import Bundle
 from ..errors import BundleError, EngineError, first_line
 from ..manifest import Variant
 from .chain import Arrays, Component, ComponentChain, check_outputs
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants, installed_version
+from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, installed_version, portable_variants
 
 PROVIDER = "CPUExecutionProvider"
 _ERROR_LEVEL = 3
@@ -26,6 +26,11 @@ class OnnxRuntimeEngine:
     position_stable = True
     compiled = False
 
+    @property
+    def version(self) -> str | None:
+        """See ``Engine.version``."""
+        return installed_version("onnxruntime") or installed_version("onnxruntime-gpu")
+
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return why ONNX Runtime cannot be used, with the remedy."""
         installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
@@ -38,16 +43,16 @@ class OnnxRuntimeEngine:
                 "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you need"
             )
         try:
-            _variants(bundle, options)
+            portable_variants(bundle, options)
         except BundleError as error:
             return str(error)
         return None
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``."""
-        variants = _variants(bundle, options)
+        variants = portable_variants(bundle, options)
         precision, batch = variants["egre"].precision, variants["egre"].batch
-        version = installed_version("onnxruntime") or installed_version("onnxruntime-gpu") or ""
+        version = self.version or ""
         facts: dict[str, str | int] = {
             "engine": self.name,
             "version": version,
@@ -61,7 +66,7 @@ class OnnxRuntimeEngine:
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Create one session per component; raises EngineError when ONNX Runtime refuses one."""
         import_onnxruntime()
-        variants, info = _variants(bundle, options), self.describe(bundle, options)
+        variants, info = portable_variants(bundle, options), self.describe(bundle, options)
         sessions = {name: open_session(bundle, variant, options.threads) for name, variant in variants.items()}
         components = {name: component_of(variants[name], session) for name, session in sessions.items()}
         return ComponentChain(info, components, noise=bundle.noise, close=sessions.clear)
@@ -133,8 +138,3 @@ def component_of(variant: Variant, session: Any) -> Component:  # noqa: ANN401
         return outputs
 
     return call
-
-
-def _variants(bundle: Bundle, options: EngineOptions) -> dict[str, Variant]:
-    # Batch 1 is the default: on a CPU the cost grows with the images, so a larger graph would only pad.
-    return choose_variants(bundle, options, profile="portable", default_precision="fp32", default_batch=1)

@@ -27,7 +27,7 @@ from ..machine import cpu_facts
 from ..manifest import Variant
 from .chain import Arrays, Component, ComponentChain, check_inputs, check_outputs
 from .compiling import compile_chain, run_script
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants, installed_version
+from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, fp32_only, installed_version, portable_variants
 
 _MODEL = "model.blob"
 # One stream for the whole machine, made for the time of one call, in float32 and nothing else. Threads are not pinned:
@@ -52,22 +52,28 @@ class OpenVinoEngine:
     position_stable = True
     compiled = True
 
+    @property
+    def version(self) -> str | None:
+        """See ``Engine.version``."""
+        return installed_version("openvino")
+
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return why OpenVINO cannot be used, with the remedy."""
-        if installed_version("openvino") is None:
+        if self.version is None:
             return "openvino is not installed: pip install 'lare2-rt[openvino]'"
-        if options.precision not in (None, "fp32"):
-            return f"openvino computes in fp32 here, not in {options.precision}; leave --precision out"
+        reason = fp32_only(self.name, options)
+        if reason is not None:
+            return reason
         try:
-            _variants(bundle, options)
+            portable_variants(bundle, options)
         except BundleError as error:
             return str(error)
         return None
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``."""
-        variants = _variants(bundle, options)
-        version = installed_version("openvino") or ""
+        variants = portable_variants(bundle, options)
+        version = self.version or ""
         facts: dict[str, str | int] = {
             "engine": self.name,
             "version": version,
@@ -87,7 +93,7 @@ class OpenVinoEngine:
                 f"openvino is installed but cannot be imported ({first_line(error)}): "
                 "pip install --force-reinstall openvino"
             ) from error
-        info, variants = self.describe(bundle, options), _variants(bundle, options)
+        info, variants = self.describe(bundle, options), portable_variants(bundle, options)
         chain = compile_chain(
             bundle,
             variants,
@@ -228,7 +234,3 @@ def _what(error: Exception) -> str:
     """The telling line of OpenVINO's texts, which begin with its own source lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
     return lines[-1][:200] if lines else first_line(error)
-
-
-def _variants(bundle: Bundle, options: EngineOptions) -> dict[str, Variant]:
-    return choose_variants(bundle, options, profile="portable", default_precision="fp32", default_batch=1)

@@ -2,7 +2,7 @@
 
 MNN's convolutions need fewer multiplications (Winograd) than a direct convolution; ONNX Runtime's matrix products and
 softmax are faster than MNN's. So the UNet is cut where the one ends and the other begins, some thirty times, and what
-crosses is a few megabytes. Where each kind of stage runs was measured (docs/cpu.md).
+crosses is a few megabytes.
 
 Rows of a batch come out of MNN with other bits by position, so it runs at batch 1 only; what else is peculiar about
 that library stands in ``mnn_library.py``.
@@ -21,12 +21,12 @@ from ..errors import EngineError
 from ..manifest import Variant
 from .chain import Component, ComponentChain
 from .compiling import compile_chain
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants, installed_version
-from .mnn_library import NEWEST_OPSET, import_mnn, open_runtime, threads_for
+from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, fp32_only, installed_version, portable_variants
+from .mnn_library import import_mnn, open_runtime, threads_for, too_new
 from .onnxruntime import OnnxRuntimeEngine, component_of, import_onnxruntime, open_session
 from .stages import Placement, make_stages, open_stages
 
-# In SD 1.5 all but the stages at an eighth of the latent's resolution and below have fewer bytes of weights than this.
+# In SD 1.5 the UNet's middle, at an eighth of the latent's resolution, and the stages before and after it have more.
 _LARGE_TILES_BELOW = 120_000_000
 PLACEMENTS: Mapping[str, Placement] = {
     "vae_encoder": Placement("mnn", "onnxruntime", _LARGE_TILES_BELOW),
@@ -48,40 +48,39 @@ class StagedEngine:
     position_stable = False
     compiled = True
 
+    @property
+    def version(self) -> str | None:
+        """See ``Engine.version``; onnx cuts the graphs and computes nothing."""
+        mnn, cutter, runtime = installed_version("mnn"), installed_version("onnx"), OnnxRuntimeEngine().version
+        return None if None in (mnn, cutter, runtime) else f"{mnn}+{runtime}"
+
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return why the two libraries cannot be used, with the remedy."""
-        missing = [name for name in ("mnn", "onnx") if installed_version(name) is None]
-        if missing:
-            return f"{missing[0]} is not installed: pip install 'lare2-rt[staged]'"
-        if options.precision not in (None, "fp32"):
-            return f"staged computes in fp32 here, not in {options.precision}; leave --precision out"
-        reason = OnnxRuntimeEngine().why_not(bundle, options)
-        if reason is not None:
-            return reason
-        newest = max(variant.opset for variant in _variants(bundle, options).values())
-        if newest > NEWEST_OPSET:
-            return f"mnn reads ONNX up to opset {NEWEST_OPSET} and the bundle has {newest}; choose another --engine"
-        return None
+        for name in ("mnn", "onnx"):
+            if installed_version(name) is None:
+                return f"{name} is not installed: pip install 'lare2-rt[staged]'"
+        reason = fp32_only(self.name, options) or OnnxRuntimeEngine().why_not(bundle, options)
+        return reason or too_new(portable_variants(bundle, options))
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``."""
-        variants = _variants(bundle, options)
+        variants, version = portable_variants(bundle, options), self.version or ""
         facts: dict[str, str | int] = {
             "engine": self.name,
-            "version": _version(),
+            "version": version,
             "device": "cpu",
             "precision": "fp32",
             "threads": options.threads,
-            **{f"placement {name}": _words(placement) for name, placement in self.placements.items()},
+            **self._facts(),
         }
         key = build_key(bundle, variants, facts)
-        return EngineInfo(self.name, _version(), "cpu", "fp32", variants["egre"].batch, options.threads, key)
+        return EngineInfo(self.name, version, "cpu", "fp32", variants["egre"].batch, options.threads, key)
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Make the stages that the cache lacks and load them; raises EngineError when a library refuses one."""
         import_mnn()
         import_onnxruntime()
-        info, variants = self.describe(bundle, options), _variants(bundle, options)
+        info, variants = self.describe(bundle, options), portable_variants(bundle, options)
         threads = threads_for(options)
         by_graph = {variants[name].graph: placement for name, placement in self.placements.items()}
         chain = compile_chain(
@@ -89,7 +88,7 @@ class StagedEngine:
             {name: variants[name] for name in self.placements},
             options,
             info=info,
-            facts={"placement": json.dumps({graph: _words(p) for graph, p in sorted(by_graph.items())})},
+            facts=self._facts(),
             build=lambda variant, folder: make_stages(bundle, variant, folder, by_graph[variant.graph]),
         )
         try:
@@ -108,6 +107,11 @@ class StagedEngine:
             info.name, info.version, info.device, info.precision, 1, threads, info.build_key, chain.digest
         )
         return ComponentChain(opened, components, noise=bundle.noise, close=chain.close)
+
+    def _facts(self) -> dict[str, str]:
+        """What decides the stages beside the graphs and the versions."""
+        placements = {name: asdict(placement) for name, placement in self.placements.items()}
+        return {"placements": json.dumps(placements, sort_keys=True)}
 
     def _load(
         self,
@@ -128,16 +132,3 @@ class StagedEngine:
                 f"staged cannot load the stages of {variant.graph}; they were removed from the cache: try again, else "
                 "choose another --engine"
             ) from error
-
-
-def _words(placement: Placement) -> str:
-    return json.dumps(asdict(placement), sort_keys=True)
-
-
-def _version() -> str:
-    runtime = installed_version("onnxruntime") or installed_version("onnxruntime-gpu")
-    return f"{installed_version('mnn')}+{runtime}"
-
-
-def _variants(bundle: Bundle, options: EngineOptions) -> dict[str, Variant]:
-    return choose_variants(bundle, options, profile="portable", default_precision="fp32", default_batch=1)

@@ -67,19 +67,19 @@ def split(graph: onnx.GraphProto) -> list[Stage]:
 
 
 def _model(model: onnx.ModelProto, stage: Stage, values: dict[str, onnx.ValueInfoProto]) -> onnx.ModelProto:
-    used = {name for node in stage.nodes for name in node.input}
-    weights = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    graph = onnx.helper.make_graph(
-        stage.nodes, "stage", [values[n] for n in stage.inputs], [values[n] for n in stage.outputs], weights
-    )
+    inputs, outputs = ([values[name] for name in names] for names in (stage.inputs, stage.outputs))
+    graph = onnx.helper.make_graph(stage.nodes, "stage", inputs, outputs, _constants(model.graph, stage))
     return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _weights(graph: onnx.GraphProto, stage: Stage) -> int:
-    """Return the bytes of the constants of a stage."""
+def _constants(graph: onnx.GraphProto, stage: Stage) -> list[onnx.TensorProto]:
     used = {name for node in stage.nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    return sum(math.prod(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in kept)
+    return [tensor for tensor in graph.initializer if tensor.name in used]
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    """Return the bytes of a constant, wherever they are."""
+    return int(math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _spec(value: onnx.ValueInfoProto) -> dict[str, object]:
@@ -106,7 +106,7 @@ def write(source: str, folder: Path) -> None:
             {
                 "kind": stage.kind,
                 "graph": name,
-                "weights": _weights(model.graph, stage),
+                "weights": sum(map(_size, _constants(model.graph, stage))),
                 "inputs": [_spec(values[value]) for value in stage.inputs],
                 "outputs": [_spec(values[value]) for value in stage.outputs],
             }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from ..bundle import Bundle
 from ..errors import EngineError, first_line
 from ..manifest import TensorSpec, Variant
 from .chain import Arrays, Component, check_inputs, check_outputs
-from .compiling import run_script
+from .compiling import onnx_files, run_script
 from .mnn_library import WinogradLevel, convert, load_model
 from .onnxruntime import PROVIDER, session_settings
 
@@ -80,26 +79,19 @@ def make_stages(bundle: Bundle, variant: Variant, folder: Path, placement: Place
     Raises:
         EngineError: a library refuses a stage. OSError: the disk is full.
     """
-    links = [folder / name for name in (variant.graph, *variant.files)]
-    for link in links:
-        try:
-            link.symlink_to((bundle.path / link.name).resolve())
-        except (OSError, NotImplementedError):  # file systems and users without links
-            shutil.copyfile(bundle.path / link.name, link)
-    run_script(
-        "staged_split.py",
-        [variant.graph, "."],
-        cwd=folder,
-        doing=f"split {variant.graph} into stages",
-        remedy="update onnx, or choose another --engine",
-    )
-    for stage in _listing(folder):
-        if placement.library(stage.kind) == "mnn":
-            # Weights in a file of their own are not held twice while a model is loaded.
-            convert(folder, stage.graph, stage.model, size=stage.weights, external_from=0)
-            (folder / stage.graph).unlink()
-    for link in links:
-        link.unlink()
+    with onnx_files(bundle, variant, folder):
+        run_script(
+            "staged_split.py",
+            [variant.graph, "."],
+            cwd=folder,
+            doing=f"split {variant.graph} into stages",
+            remedy="update onnx, or choose another --engine",
+        )
+        for stage in _listing(folder):
+            if placement.library(stage.kind) == "mnn":
+                # Weights in a file of their own are not held twice while a model is loaded.
+                convert(folder, stage.graph, stage.model, size=stage.weights, external_from=0)
+                (folder / stage.graph).unlink()
 
 
 def open_stages(
@@ -189,7 +181,7 @@ def _open_session(bundle: Bundle, path: Path, stage: _Stage, threads: int) -> Co
     names = [spec.name for spec in stage.outputs]
     needed = [spec.name for spec in stage.inputs]
 
-    def call(values: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+    def call(values: Arrays) -> dict[str, NDArray[np.float32]]:
         return dict(zip(names, session.run(names, {name: values[name] for name in needed}), strict=True))
 
     return call

@@ -67,9 +67,14 @@ class TensorRtEngine:
         self.name = flavour.engine
         self.plan_options = plan_options or PlanOptions()
 
+    @property
+    def version(self) -> str | None:
+        """See ``Engine.version``."""
+        return next(filter(None, map(installed_version, self.flavour.packages)), None)
+
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return why TensorRT cannot be used, with the remedy."""
-        version = self._version()
+        version = self.version
         if version is None:
             return f"{self.name} is not installed: pip install 'lare2-rt[{self.flavour.extra}]' (docs/gpu.md)"
         if self.flavour is TENSORRT and _numbers(version) < _OLDEST:
@@ -90,7 +95,7 @@ class TensorRtEngine:
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``; raises EngineError where there is no GPU."""
         gpu, variants = current_gpu(), _variants(bundle, options)
-        version = self._version() or ""
+        version = self.version or ""
         facts: dict[str, str | int] = {"engine": self.name, "version": version, **self._facts(gpu)}
         key = build_key(bundle, variants, facts)
         device = f"cuda:0 ({gpu.name})"
@@ -168,9 +173,6 @@ class TensorRtEngine:
             "cuda": gpu.runtime // 1000,
             "options": json.dumps(asdict(self.plan_options), sort_keys=True),
         }
-
-    def _version(self) -> str | None:
-        return next(filter(None, map(installed_version, self.flavour.packages)), None)
 
     def _import(self) -> Any:  # noqa: ANN401 - the binding has no types
         try:
