@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-
 import numpy as np
-from numpy.typing import NDArray
 
+from .array_bytes import join_arrays, split_arrays
 from .preprocess import Pixels, View
-
-_LENGTH = struct.Struct("<I")
 
 
 def pack(pixels: Pixels) -> bytes:
-    """Return the arrays one after another, behind their shapes."""
+    """Return the arrays and what is known of the view."""
     windows = pixels.crop[None] if pixels.others is None else np.concatenate([pixels.crop[None], pixels.others])
-    arrays = [pixels.image, windows]
-    head: dict[str, object] = {}
-    if pixels.view is not None:
-        view = pixels.view
-        arrays.append(view.preview)
-        head["view"] = {"size": view.size, "corners": view.corners, "alike": view.turned_alike}
-    head["shapes"] = [array.shape for array in arrays]
-    encoded = json.dumps(head).encode()
-    return b"".join([_LENGTH.pack(len(encoded)), encoded, *(array.tobytes() for array in arrays)])
+    view = pixels.view
+    if view is None:
+        return join_arrays([pixels.image, windows])
+    facts = {"size": view.size, "corners": view.corners, "alike": view.turned_alike}
+    return join_arrays([pixels.image, windows, view.preview], facts)
 
 
 def unpack(content: bytes) -> Pixels:
     """Return what ``pack`` was given; the arrays are read-only."""
-    (length,) = _LENGTH.unpack_from(content)
-    at = _LENGTH.size + length
-    head = json.loads(content[_LENGTH.size : at])
-    arrays: list[NDArray[np.uint8]] = []
-    for shape in head["shapes"]:
-        size = math.prod(shape)
-        arrays.append(np.frombuffer(content, np.uint8, size, at).reshape(shape))
-        at += size
-    image, windows, *rest = arrays
+    (image, windows, *preview), facts = split_arrays(content)
     view = None
-    if "view" in head:
-        facts = head["view"]
+    if preview:
         corners = tuple((left, top) for left, top in facts["corners"])
-        view = View((facts["size"][0], facts["size"][1]), rest[0], corners, windows, facts["alike"])
+        view = View((facts["size"][0], facts["size"][1]), preview[0], corners, windows, facts["alike"])
     return Pixels(image, windows[0], windows[1:] if len(windows) > 1 else None, view)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import zlib
 from dataclasses import dataclass, replace
 
@@ -11,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..array_bytes import join_arrays, split_arrays
 from ..detection import DecisionRule, Detection, Provenance, Verdict
 from ..errors import UsageError
 from ..windows import Corner
@@ -72,7 +71,7 @@ def evidence_of(result: Detection) -> Evidence:
         turned_alike=view.turned_alike,
         window_size=view.windows.shape[1],
         preview=view.preview,
-        windows=_reduced(view.windows, view.corners),
+        windows=view.windows if len(view.windows) == 1 else reduced(view.windows, cell_size(view.corners)),
         lare=lare,
         attention=attention,
     )
@@ -92,9 +91,7 @@ def cell_size(corners: tuple[Corner, ...]) -> int:
 
 def pack(evidence: Evidence) -> bytes:
     """Return the arrays, compressed without loss; ``unpack`` needs the rest from ``without_arrays``."""
-    arrays = [getattr(evidence, name) for name in _ARRAYS]
-    head = json.dumps([array.shape for array in arrays]).encode()
-    return zlib.compress(head + b"\n" + b"".join(array.tobytes() for array in arrays), 1)
+    return zlib.compress(join_arrays([evidence.preview, evidence.windows, evidence.lare, evidence.attention]), 1)
 
 
 def without_arrays(evidence: Evidence) -> Evidence:
@@ -105,21 +102,13 @@ def without_arrays(evidence: Evidence) -> Evidence:
 
 def unpack(evidence: Evidence, content: bytes) -> Evidence:
     """Return the record with the arrays that ``pack`` put away."""
-    head, _, raw = zlib.decompress(content).partition(b"\n")
-    arrays: dict[str, NDArray[np.generic]] = {}
-    at = 0
-    for (name, kind), shape in zip(_ARRAYS.items(), json.loads(head), strict=True):
-        arrays[name] = np.frombuffer(raw, kind, math.prod(shape), at).reshape(shape)
-        at += arrays[name].nbytes
-    return replace(evidence, **arrays)  # type: ignore[arg-type]  # names and types are those of the table
+    (preview, windows, lare, attention), _ = split_arrays(zlib.decompress(content))
+    return replace(evidence, preview=preview, windows=windows, lare=lare, attention=attention)
 
 
-_ARRAYS = {"preview": np.uint8, "windows": np.uint8, "lare": np.float32, "attention": np.float32}
-
-
-def _reduced(windows: UInt8, corners: tuple[Corner, ...]) -> UInt8:
-    size = cell_size(corners)
-    if len(windows) == 1 or windows.shape[1] <= size:
+def reduced(windows: UInt8, size: int) -> UInt8:
+    """Return windows uint8 [N,c,c,3] with edges of at most ``size`` pixels."""
+    if windows.shape[1] <= size:
         return windows
     small = [Image.fromarray(window).resize((size, size), Image.Resampling.LANCZOS) for window in windows]
     return np.stack([np.asarray(window) for window in small])

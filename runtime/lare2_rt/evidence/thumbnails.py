@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .panel import attention_tile, lare_tile, picture_tile, shown_size
-from .record import Evidence, pack, unpack, without_arrays
+from .record import Evidence, pack, reduced, unpack, without_arrays
 from .scale import Scales
 
 EDGE = 168  # pixels; shown at 112, so that they are sharp on dense screens too
@@ -79,8 +79,4 @@ def _small(evidence: Evidence) -> Evidence:
     preview = evidence.preview
     if max(preview.shape[:2]) > EDGE:
         preview = picture_tile(evidence, shown_size(evidence, EDGE))
-    windows = evidence.windows
-    if windows.shape[1] > EDGE:
-        resized = [Image.fromarray(w).resize((EDGE, EDGE), Image.Resampling.LANCZOS) for w in windows]
-        windows = np.stack([np.asarray(window) for window in resized])
-    return replace(evidence, preview=preview, windows=windows)
+    return replace(evidence, preview=preview, windows=reduced(evidence.windows, EDGE))
