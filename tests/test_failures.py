@@ -556,7 +556,7 @@ class TestEngines:
 
     def test_memory(self, embedded, fake, small, monkeypatch):
         """A picture too large for the machine is a bad file like any other."""
-        from lare2_rt import detector as module
+        from lare2_rt import decode_worker as module
 
         original = module.preprocess
 

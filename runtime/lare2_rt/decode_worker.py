@@ -18,11 +18,12 @@ from typing import IO
 
 from PIL import Image
 
-from .errors import ImageError
+from .decode import ImageSource
+from .errors import NO_MEMORY, ImageError
 from .limits import MAX_PIXELS, Limits
 from .pixel_bytes import pack
 from .policy import Preprocessing
-from .preprocess import preprocess
+from .preprocess import Pixels, preprocess
 
 HEAD = struct.Struct("<BQ")
 PATH, CONTENT = 0, 1  # orders
@@ -32,7 +33,7 @@ _GRACE = 5.0  # seconds after which a process ends itself whose parent should ha
 
 @dataclass(frozen=True, slots=True)
 class DecodeTask:
-    """What a process does with every file."""
+    """What is done with every file, here or in a process of its own."""
 
     policy: Preprocessing
     image_size: int
@@ -40,6 +41,18 @@ class DecodeTask:
     limits: Limits
     crops: int = 1
     view: bool = False
+
+    def decode(self, source: ImageSource) -> Pixels:
+        """Decode one source in this process; raises as ``preprocess``."""
+        return preprocess(
+            source,
+            self.policy,
+            image_size=self.image_size,
+            crop_size=self.crop_size,
+            crops=self.crops,
+            view=self.view,
+            limits=self.limits,
+        )
 
     def encode(self) -> str:
         """Return it as JSON."""
@@ -83,21 +96,12 @@ def _serve(task: DecodeTask, orders: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def _answer(task: DecodeTask, kind: int, content: bytes) -> tuple[int, bytes]:
-    source = os.fsdecode(content) if kind == PATH else content
     try:
-        pixels = preprocess(
-            source,
-            task.policy,
-            image_size=task.image_size,
-            crop_size=task.crop_size,
-            crops=task.crops,
-            view=task.view,
-            limits=task.limits,
-        )
+        pixels = task.decode(os.fsdecode(content) if kind == PATH else content)
     except ImageError as error:
         return REFUSED, str(error).encode(errors="surrogatepass")
     except MemoryError:
-        return REFUSED, b"not enough memory to decode it; scale it down or free some memory"
+        return REFUSED, NO_MEMORY.encode()
     return PIXELS, pack(pixels)
 
 

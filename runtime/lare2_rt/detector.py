@@ -21,13 +21,13 @@ from .decode import DEFAULT_LIMITS, ImageSource, source_name
 from .decode_worker import DecodeTask
 from .detection import DecisionRule, Detection, Provenance, failed, scored
 from .engines import EngineOptions, Notify, OpenEngine, Rejected, open_engine
-from .errors import EngineError, ImageError, UsageError
+from .errors import NO_MEMORY, EngineError, ImageError, UsageError
 from .integrity import Progress
 from .isolated import IsolatedDecoder, Worker
 from .limits import Limits, megapixels
 from .locate import locate_bundle
 from .manifest import Precision
-from .preprocess import Pixels, preprocess
+from .preprocess import Pixels
 from .threads import available_threads
 from .windowed import check_windows, score_batch
 from .windows import check_crops
@@ -64,14 +64,12 @@ class Detector:
         engine: OpenEngine,
         *,
         info: DetectorInfo,
-        limits: Limits = DEFAULT_LIMITS,
+        task: DecodeTask,
         isolated: IsolatedDecoder | None = None,
-        keep_views: bool = False,
     ) -> None:
         self._bundle = bundle
-        self._limits = limits
+        self._task = task
         self._isolated = isolated
-        self._keep_views = keep_views
         self._engine: OpenEngine | None = engine
         self._info = info
         self._turn = threading.Lock()
@@ -146,7 +144,11 @@ class Detector:
             cuda_graph=cuda_graph,
         )
         crops = rule.crops if crops is None else crops
-        isolated = _isolated(opened, limits, crops=crops, view=keep_views) if isolate else None
+        method = opened.manifest.method
+        task = DecodeTask(
+            opened.manifest.policy, method.image_size, method.crop_size, limits, crops=crops, view=keep_views
+        )
+        isolated = IsolatedDecoder(task, processes=_DECODERS) if isolate else None
         try:
             running, rejected = open_engine(engine, opened, options)
             try:
@@ -159,7 +161,7 @@ class Detector:
                 isolated.close()
             raise
         info = DetectorInfo(_provenance(opened, running, located.origin, crops), rule, rejected)
-        return cls(opened, running, info=info, limits=limits, isolated=isolated, keep_views=keep_views)
+        return cls(opened, running, info=info, task=task, isolated=isolated)
 
     @property
     def info(self) -> DetectorInfo:
@@ -251,9 +253,7 @@ class Detector:
     def _pixels(self, source: ImageSource, busy: set[Worker]) -> Pixels:
         if self._isolated is not None and not isinstance(source, (Image.Image, np.ndarray)):
             return self._isolated.decode(source, busy=busy)
-        method, policy = self._bundle.manifest.method, self._bundle.manifest.policy
-        sizes = {"image_size": method.image_size, "crop_size": method.crop_size, "crops": self._info.provenance.crops}
-        return preprocess(source, policy, **sizes, view=self._keep_views, limits=self._limits)
+        return self._task.decode(source)
 
     def _decode(self, source: ImageSource, busy: set[Worker]) -> _Decoded:
         name = source_name(source)
@@ -263,7 +263,7 @@ class Detector:
         except ImageError as error:
             return _Decoded(name, None, 0.0, str(error))
         except MemoryError:
-            return _Decoded(name, None, 0.0, "not enough memory to decode it; scale it down or free some memory")
+            return _Decoded(name, None, 0.0, NO_MEMORY)
         return _Decoded(name, pixels, (time.perf_counter() - begin) * 1e3, None)
 
     def _score_group(self, group: list[_Decoded]) -> Iterator[Detection]:
@@ -314,12 +314,6 @@ class _Decoded:
     pixels: Pixels | None
     milliseconds: float
     error: str | None
-
-
-def _isolated(bundle: Bundle, limits: Limits, *, crops: int, view: bool) -> IsolatedDecoder:
-    method = bundle.manifest.method
-    task = DecodeTask(bundle.manifest.policy, method.image_size, method.crop_size, limits, crops, view)
-    return IsolatedDecoder(task, processes=_DECODERS)
 
 
 def _provenance(bundle: Bundle, engine: OpenEngine, origin: str, crops: int) -> Provenance:

@@ -1,5 +1,8 @@
 """Errors whose text is one sentence for the user and names the remedy."""
 
+# What a file costs whose decoding runs out of memory.
+NO_MEMORY = "not enough memory to decode it; scale it down or free some memory"
+
 
 class Lare2Error(Exception):
     """Base of every error that this project raises on purpose; ``str(error)`` is fit to be shown."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import __version__ as pillow_version
 
 from ..decode import open_image
-from ..errors import ImageError
+from ..errors import NO_MEMORY, ImageError
 from ..integrity import cache_folder, sha256_of
 from ..output import printable
 from ..threads import available_threads
@@ -57,7 +57,7 @@ def measure(path: str) -> Facts:
     except ImageError as error:
         words = printable(str(error))
     except MemoryError:
-        words = "not enough memory to decode it; scale it down or free some memory"
+        words = NO_MEMORY
     except OSError:
         words = "it was removed while it was read; index again"
     size, digest = 0, ""

@@ -23,7 +23,7 @@ from PIL import Image
 from ..atomic import reason, write_bytes
 from ..colour import to_rgb
 from ..decode import open_image, orient
-from ..errors import ImageError, OutputError, UsageError
+from ..errors import NO_MEMORY, ImageError, OutputError, UsageError
 from ..policy import Preprocessing
 from ..preprocess import centre_crop
 from ..threads import available_threads
@@ -178,7 +178,7 @@ def _copy(index: Index, target: Path, options: MatchedOptions, row: int) -> Inde
         except ImageError as error:
             return Problem(original.path, str(error))
         except MemoryError:
-            return Problem(original.path, "not enough memory to decode it; scale it down or free some memory")
+            return Problem(original.path, NO_MEMORY)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
     facts = measure(str(path))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..engines import OpenEngine
-from ..errors import ImageError
+from ..errors import NO_MEMORY, ImageError
 from ..integrity import sha256_of
 from ..output import printable
 from ..preprocess import Pixels, preprocess
@@ -75,7 +75,7 @@ def _load(content: Content, bundle: Bundle) -> _Loaded | Row:
         except ImageError as failure:
             error = error or printable(str(failure))
         except MemoryError:
-            error = error or "not enough memory to decode it; scale it down or free some memory"
+            error = error or NO_MEMORY
         except OSError:
             error = error or "it was removed while it was read; index again"
     return failed_row(content.sha256, content.files[0].name, error)
