@@ -86,7 +86,7 @@ def originals():
         ("BMP", "L", {}),
     ):
         found.append((form, damage.encoded(form, small, mode=mode, **options)))
-        if mode in ("CMYK", "RGBA") and form != "PNG":
+        if mode in ("CMYK", "RGBA"):
             whole = large[: SIDE * 3 // 4] if form == "WEBP" else large
             found.append((form, damage.encoded(form, whole, mode=mode, **options)))
     return found
@@ -98,6 +98,8 @@ def test_whole_pictures_at_the_limit_keep_to_the_memory(originals):
         watched.feed(content)
     assert watched.refusals == []
     watched.check()
+    watched.feed(damage.encoded("WEBP", np.zeros((SIDE, SIDE, 3), np.uint8)))
+    assert ["the limit for WebP" in refusal for refusal in watched.refusals] == [True]
     watched.decoder.close()
 
 

@@ -159,6 +159,19 @@ def test_each_kind_of_death_costs_one_file(site, sized, fake, embedded):
         assert detector.detect(files[0]).ok
 
 
+def test_the_parent_ends_a_stuck_decoder_itself(site, sized):
+    """Before, and without, the alarm that the process has set for itself."""
+    decoder, (path,) = isolated(max_seconds=90), sized(17)
+    decoder._workers[0]._task = task(max_seconds=1)
+    try:
+        begin = time.monotonic()
+        with pytest.raises(ImageError, match="more than 1 seconds"):
+            decoder.decode(path)
+        assert time.monotonic() - begin < 30
+    finally:
+        decoder.close()
+
+
 def test_whole_command(site, sized, lare2_rt):
     files = sized(8, 13, 17, 9)
     run = lare2_rt("infer", *files, "--max-seconds", "1", "--format", "csv")

@@ -113,8 +113,8 @@ class Detector:
                 user should know about the engine.
             cuda_graph: whether a GPU engine replays one captured graph; False launches every kernel anew.
             limits: of one file; default: ``Limits()``.
-            isolate: decode paths, bytes and file objects in processes of their own, which costs two of them and half a
-                millisecond a file. Only there the limit of seconds is kept, and a decoder that crashes costs one
+            isolate: decode paths, bytes and file objects in processes of their own, which costs two of them and about
+                a millisecond a file. Only there the limit of seconds is kept, and a decoder that crashes costs one
                 file. False decodes in threads of this process.
             crops: windows of the CLIP branch whose logits are averaged, one of ``windows.CROPS``; default: the number
                 that the bundle was calibrated with, which is 1, the official centre window, unless it says otherwise.
