@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from throughput_setup import Arrays, Setup, graph_name
+from throughput_setup import PREDICTIONS, Arrays, Setup, graph_name, load_arrays
 
 from lare2_rt.bundle import Bundle
 from lare2_rt.engines import EngineOptions, OpenEngine, open_engine
+from lare2_rt.engines.chain import ComponentChain
 from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
 from lare2_rt.manifest import COMPONENTS
 from lare2_rt.preprocess import Pixels
@@ -57,7 +58,13 @@ class PlainRunner:
         crop = (picture.crop.transpose(2, 0, 1).astype(np.float32) / 255 - _MEAN) / _STD
         embedding, layer3 = self._clip({"pixel_values": crop[None]})
         logits = self._head({"lare": lare, "embedding": embedding, "layer3": layer3})[0]
-        return {"latent": latent, "noise_prediction": prediction, "lare": lare, "logits": logits}
+        return {
+            "latent": latent,
+            "noise_prediction": prediction,
+            "lare": lare,
+            "embedding": embedding,
+            "logits": logits,
+        }
 
     def check(self, picture: Pixels) -> Arrays:
         """See ``Runner.check``."""
@@ -79,7 +86,7 @@ class StepRunner:
         lare = calls["unet_step"]({"latent": latent, "noise": noise.ensemble})[0]
         embedding, layer3 = calls["clip_backbone"]({"crop": picture.crop[None]})
         logits = calls["egre"]({"lare": lare, "embedding": embedding, "layer3": layer3})[0]
-        return {"latent": latent, "lare": lare, "logits": logits}
+        return {"latent": latent, "lare": lare, "embedding": embedding, "logits": logits}
 
     def check(self, picture: Pixels) -> Arrays:
         """See ``Runner.check``."""
@@ -87,11 +94,18 @@ class StepRunner:
 
 
 class EngineRunner:
-    """An engine through the public runtime, as a user has it."""
+    """An engine through the public runtime, as a user has it.
 
-    def __init__(self, engine: OpenEngine) -> None:
+    Its shipped graphs keep the noise prediction to themselves, so ``predictions`` has that of every picture, from the
+    same engine on the same graph with one more output, and the LaRE that came with it.
+    """
+
+    def __init__(self, engine: OpenEngine, setup: Setup, predictions: Sequence[Arrays]) -> None:
         info = engine.info
-        self._engine = engine
+        self._engine, self._noise = engine, setup.opened().noise
+        self._predictions = {
+            picture.image.tobytes(): arrays for picture, arrays in zip(setup.pictures(), predictions, strict=True)
+        }
         self.facts: dict[str, Any] = {
             "engine": f"{info.name} {info.version} {info.device} {info.precision}",
             "threads": info.threads,
@@ -101,11 +115,16 @@ class EngineRunner:
     def run(self, picture: Pixels) -> Arrays:
         """See ``Runner.run``."""
         output = self._engine.run(picture.image[None], picture.crop[None])
-        return {"lare": output.lare, "logits": output.logits}
+        return {"lare": output.lare, "embedding": output.embedding, "logits": output.logits}
 
     def check(self, picture: Pixels) -> Arrays:
-        """See ``Runner.check``."""
-        return self.run(picture)
+        """See ``Runner.check``; ``probed_lare`` is the LaRE of the graph with the further output."""
+        assert isinstance(self._engine, ComponentChain)
+        inputs = {"image": picture.image[None], "posterior_noise": self._noise.posterior}
+        latent = np.array(self._engine.components["vae_encoder"](inputs)["latent"])
+        probed = self._predictions[picture.image.tobytes()]
+        inner = {"latent": latent, "noise_prediction": probed["noise_prediction"], "probed_lare": probed["lare"]}
+        return {**self.run(picture), **inner}
 
 
 def open_onnxruntime_plain(setup: Setup, folder: str | None) -> PlainRunner:
@@ -155,16 +174,23 @@ def open_rewrites(setup: Setup, argument: str | None) -> StepRunner:
 
 
 def open_public(setup: Setup, name: str | None) -> EngineRunner:
-    """Open an engine by its public name; what it compiles is kept below ``work``."""
+    """Open an engine by its public name, with what was predicted for the pictures by ``throughput_probed``."""
     assert name is not None
+    predictions = load_arrays(setup.folder(f"predictions-{name}") / PREDICTIONS)
+    return EngineRunner(open_by_name(setup, name), setup, predictions)
+
+
+def open_by_name(setup: Setup, name: str) -> OpenEngine:
+    """Open an engine by its public name; what it compiles is kept below ``work``."""
     options = EngineOptions(threads=setup.threads, batch=1, cache=setup.folder("engines"))
-    engine, _ = open_engine(name, setup.opened(), options)
-    return EngineRunner(engine)
+    return open_engine(name, setup.opened(), options)[0]
 
 
 def compile_engine(setup: Setup, name: str) -> dict[str, Any]:
     """Open an engine once, so that what it compiles is in its cache before anything is measured."""
-    return dict(open_public(setup, name).facts)
+    engine = open_by_name(setup, name)
+    engine.close()
+    return {"build_key": engine.info.build_key}
 
 
 def open_onnxruntime(threads: int) -> Open:

@@ -172,7 +172,8 @@ def compare(actual: ImageArrays, truth: ImageArrays, spread: float) -> dict[str,
     """Return how far arrays are from the reference's.
 
     The worst image counts. ``logit`` is the logit for "generated" minus the one for "real"; its difference is also
-    given in units of its own standard deviation over the images, because a tenth means nothing without it.
+    given in units of its own standard deviation over the images, because a tenth means nothing without it. A noise
+    prediction from a graph with one more output says how far that graph's LaRE is from the row's own.
     """
     entries: dict[str, Any] = {}
     for name in _COMPARED:
@@ -185,13 +186,16 @@ def compare(actual: ImageArrays, truth: ImageArrays, spread: float) -> dict[str,
             "max_abs": _finite(max(d.max_abs for d in worst)),
             "not_finite": sum(d.not_finite for d in worst),
         }
-    gaps = [abs(_margin(ours) - _margin(theirs)) for ours, theirs in zip(actual, truth, strict=True)]
-    gap = float(np.max(gaps))
+    margins = [abs(_margin(ours) - _margin(theirs)) for ours, theirs in zip(actual, truth, strict=True)]
+    gap = float(np.max(margins))
     entries["logit"] = {
         "max_difference": _finite(gap),
         "over_standard_deviation": _finite(gap / spread) if spread else None,
         "standard_deviation": spread,
     }
+    if all("probed_lare" in arrays for arrays in actual):
+        probes = [difference(arrays["probed_lare"], arrays["lare"]).relative_l2 for arrays in actual]
+        entries["noise_prediction"]["graph_differs_by"] = _finite(max(probes))
     return entries
 
 

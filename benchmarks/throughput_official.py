@@ -62,7 +62,7 @@ class OfficialRunner:
         extractor.prompt_embeds = self._encode()
         lare = extractor(to_batch(picture.image), posterior, ensemble)
         clip = self.reference.clip(to_batch(picture.crop))
-        return outputs(lare, self.reference.egre(lare.lare, clip.embedding, clip.layer3))
+        return outputs(lare, clip, self.reference.egre(lare.lare, clip.embedding, clip.layer3))
 
 
 def open_official(setup: Setup, argument: str | None) -> OfficialRunner:

@@ -12,6 +12,7 @@ from typing import Any
 from throughput_builds import Builder
 from throughput_options import Options
 from throughput_probe import machine_facts, now
+from throughput_process import RefusedError
 from throughput_rows import BUILDS, Build
 from throughput_session import identity_of
 from throughput_setup import packages
@@ -20,6 +21,7 @@ SCHEMA = "lare2-rt/profile/1"
 ENSEMBLES = (1, 2, 4, 8)
 BATCHES = (1, 2, 4)
 REPEATS = 3
+COMPILING = ("openvino", "mnn", "staged")
 _OURS = ("lare2_rt", "lare2_export", "lare2_ref")
 
 
@@ -60,9 +62,23 @@ def profile(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
         "packages": packages(),
         "method": {"ensemble": method.ensemble, "image_size": method.image_size},
         "flop": prepared["flop"],
-        "parts": {name: builder.get(f"profile-{name}").result for name in ("eager", "onnxruntime")},
+        "parts": {
+            **{name: builder.get(f"profile-{name}").result for name in ("eager", "onnxruntime")},
+            **_usable(builder, report),
+        },
         "sizes": sizes,
     }
+
+
+def _usable(builder: Builder, report: Callable[[str], None]) -> dict[str, Any]:
+    """Return the components' times of every compiling engine that can be used here."""
+    parts = {}
+    for name in COMPILING:
+        try:
+            parts[name] = builder.get(f"profile-{name}").result
+        except RefusedError as error:
+            report(f"{name} is left out: {error}")
+    return parts
 
 
 def points(ensemble: int) -> list[tuple[int, int]]:
@@ -84,6 +100,10 @@ def _parts(layouts: str, ensemble: int) -> dict[str, Build]:
         ),
         "sizes": Build("throughput_exports:export_sizes", _OURS, arguments=(ENSEMBLES, BATCHES)),
     }
+    for name in COMPILING:
+        parts[f"profile-{name}"] = Build(
+            f"{graphs}:profile_engine", ("throughput_graphs", "lare2_rt"), (name, REPEATS), needs=(f"engine-{name}",)
+        )
     for draws, batch in points(ensemble):
         parts[_point("eager", draws, batch)] = Build(
             f"{eager}:time_size", torch_code, arguments=(layouts, draws, batch, REPEATS)

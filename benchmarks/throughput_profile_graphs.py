@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from throughput_blocks import OTHER, blocks_of_nodes
-from throughput_graphs import bundle_graphs, open_onnxruntime
+from throughput_graphs import bundle_graphs, open_by_name, open_onnxruntime
 from throughput_setup import Setup, graph_name
 
 from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
@@ -59,6 +59,21 @@ def profile_onnxruntime(setup: Setup, repeats: int) -> dict[str, Any]:
         "components": {name: seconds[1:] for name, seconds in components.items()},
         **by_block(events, _producers(graphs["unet_step"])),
     }
+
+
+def profile_engine(setup: Setup, name: str, repeats: int) -> dict[str, Any]:
+    """Return seconds of every repetition for the components of a shipped engine, by its own clock."""
+    engine, pictures = open_by_name(setup, name), setup.pictures()
+    components: dict[str, list[float]] = {component: [] for component in COMPONENTS}
+    try:
+        for turn in range(repeats + 1):
+            picture = pictures[turn % len(pictures)]
+            timings = engine.run(picture.image[None], picture.crop[None]).timings
+            for component, times in components.items():
+                times.append(timings[component] / 1e3)
+    finally:
+        engine.close()
+    return {"components": {component: times[1:] for component, times in components.items()}}
 
 
 def by_block(events: Sequence[dict[str, Any]], layers: dict[str, str]) -> dict[str, Any]:

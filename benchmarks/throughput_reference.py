@@ -43,7 +43,7 @@ def prepare_reference(setup: Setup) -> dict[str, Any]:
     truth = []
     for picture in setup.pictures():
         output = reference(to_batch(picture.image), to_batch(picture.crop))
-        truth.append(dict(outputs(output.lare, output.egre)))
+        truth.append(dict(outputs(output.lare, output.clip, output.egre)))
     save_arrays(setup.folder("reference") / TRUTH, truth)
     del reference  # 4 GB at full size, and the next is as large
     margins = [float(arrays["logits"][0, 1] - arrays["logits"][0, 0]) for arrays in truth]

@@ -89,7 +89,11 @@ class Session:
         except FailedError as error:
             return self._unmeasured(row, "failed", error)
         builds = self._builder.all_of(row.needs)
-        made = {name: {"seconds": built.seconds, "peak_bytes": built.peak_bytes} for name, built in builds.items()}
+        made = {
+            name: {"seconds": built.seconds, "peak_bytes": built.peak_bytes}
+            for name, built in builds.items()
+            if not BUILDS[name].aid
+        }
         return described(row, "measured", session=session, builds=made, **figures)
 
     def _unbuildable(self, row: Row) -> Record | None:

@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
 # The reference's arrays, below the folder of the build ``reference``.
 TRUTH = "truth.npz"
+# What an engine predicts, below the folder of its build of predictions.
+PREDICTIONS = "predictions.npz"
 # Everything whose version can move a figure; what is not installed is left out.
 _PACKAGES = (
     "numpy",

@@ -10,6 +10,7 @@ import torch
 from throughput_setup import Arrays, Setup
 from torch import Tensor, nn
 
+from lare2_ref.clip_backbone import ClipFeatures
 from lare2_ref.egre import EgreOutput
 from lare2_ref.lare import LareExtractor, LareOutput
 from lare2_ref.reference import Lare2Reference
@@ -46,7 +47,7 @@ class EagerRunner:
         """See ``Runner.run``."""
         lare = self.reference.extractor(to_batch(picture.image), self._posterior, self._ensemble)
         clip = self.reference.clip(to_batch(picture.crop))
-        return outputs(lare, self.reference.egre(lare.lare, clip.embedding, clip.layer3))
+        return outputs(lare, clip, self.reference.egre(lare.lare, clip.embedding, clip.layer3))
 
     def check(self, picture: Pixels) -> Arrays:
         """See ``Runner.check``."""
@@ -140,11 +141,12 @@ def to_batch(pixels: Any) -> Tensor:  # noqa: ANN401 - numpy's own type says no 
     return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())[None]
 
 
-def outputs(lare: LareOutput, head: EgreOutput) -> Arrays:
+def outputs(lare: LareOutput, clip: ClipFeatures, head: EgreOutput) -> Arrays:
     """Return what is compared, for a batch of one."""
     return {
         "latent": lare.latent.numpy(),
         "noise_prediction": lare.noise_prediction[0].numpy(),
         "lare": lare.lare.numpy(),
+        "embedding": clip.embedding.numpy(),
         "logits": head.logits.numpy(),
     }

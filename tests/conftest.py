@@ -1,4 +1,4 @@
-"""Fixtures. Bundles are expensive: everything in a session shares three of them."""
+"""Fixtures. Bundles are expensive: everything in a run, all its workers together, shares three of them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,30 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lare2_rt.locate import embedded_bundle
 
 ROOT = Path(__file__).parents[1]
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 PHOTOS = sorted(
     p for p in (*(ROOT / "tests/photos").iterdir(), ROOT / "examples/photo.jpg") if p.suffix in (".jpg", ".png")
 )
 
 
 def pytest_configure():
-    """A job in the background of a shell ignores Ctrl-C, and so would every process that a test interrupts."""
+    """Prepare the process: its core and its signals.
+
+    Every worker gets a core of its own: threads of libraries wait for each other by spinning, so that two workers on
+    the same cores would mostly wait. A job in the background of a shell ignores Ctrl-C, and so would every process that
+    a test interrupts.
+    """
+    # Hundreds of tests start the command: each would compile the package anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(CORES)
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -30,6 +43,21 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and nvidia-smi is not here"))
+    items[:] = spread(items)
+
+
+def spread(items):
+    """Order tests so that workers, each of which begins with a stretch of its own, begin with different builds.
+
+    The tests that share the tiny bundle come first, the builds of the default model in the middle; the rest stays in
+    its order around them. Otherwise one worker would wait for the other's build, or be left with one at the end.
+    """
+    tiny = [item for item in items if "tiny" in item.fixturenames]
+    mini = [item for item in items if "built_mini" in item.fixturenames or "test_rebuild" in item.nodeid]
+    mini = [item for item in mini if item not in tiny]
+    rest = [item for item in items if item not in tiny and item not in mini]
+    middle = max(0, len(items) // 2 - len(tiny))
+    return [*tiny, *rest[:middle], *mini, *rest[middle:]]
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +65,18 @@ def _own_cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache, or sees a bundle that the user chose."""
     monkeypatch.setenv("LARE2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("LARE2_BUNDLE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def every_core():
+    """Let what starts from here on use all cores that the run may use, for tests of more than one thread."""
+    if not CORES:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    yield
+    os.sched_setaffinity(0, own)
 
 
 @pytest.fixture(scope="session")
@@ -62,28 +102,53 @@ def bundle_copy(embedded, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built_mini(tmp_path_factory) -> Path:
-    """The default model, built by the script without options, as the README says."""
-    folder = tmp_path_factory.mktemp("build")
-    script = ROOT / "export/build_engines.py"
-    run = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    (folder / "build.log").write_text(run.stderr)
-    return folder / "engines"
+def once(tmp_path_factory, worker_id):
+    """Make something expensive in a folder that all workers of the run share, the first time that one asks for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent
+
+    def once(name: str, make) -> Path:
+        place = folder / name
+        with FileLock(folder / f"{name}.lock"):
+            if not (place / "made").exists():
+                place.mkdir()  # exists after a failure: the next worker fails here and does not try again
+                make(place)
+                (place / "made").touch()
+        return place
+
+    return once
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
+def built_mini(once) -> Path:
+    """The default model, built by the script without options, as the README says."""
+
+    def make(folder):
+        script = ROOT / "export/build_engines.py"
+        run = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        (folder / "build.log").write_text(run.stderr)
+
+    return once("build", make) / "engines"
+
+
+@pytest.fixture(scope="session")
+def tiny(once):
     """(sources, bundle) of the golden tiny pipeline, in both precisions."""
-    from tiny import write_tiny
+    from tiny import open_tiny, write_tiny
 
     from lare2_export.build import build_bundle
     from lare2_export.options import BuildOptions
+    from lare2_rt.bundle import open_bundle
 
-    folder = tmp_path_factory.mktemp("tiny")
-    sources = write_tiny(folder / "model", "epsilon")
-    options = BuildOptions(batches=(1,), half=True)
-    return sources, build_bundle(sources, folder / "bundle", options, report=lambda line: None)
+    def make(folder):
+        sources = write_tiny(folder / "model", "epsilon")
+        options = BuildOptions(batches=(1,), half=True)
+        build_bundle(sources, folder / "bundle", options, report=lambda line: None)
+
+    folder = once("tiny", make)
+    return open_tiny(folder / "model"), open_bundle(folder / "bundle")
 
 
 @pytest.fixture

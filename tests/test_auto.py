@@ -13,6 +13,8 @@ from lare2_rt.engines import ENGINES, EngineOptions, open_engine, select_engine
 from lare2_rt.records import Record, Records, Speed
 from lare2_rt.selfcheck import SelfCheck, reference_key
 
+pytestmark = pytest.mark.usefixtures("every_core")
+
 PASSED = SelfCheck(1e-5, 1e-5, 1e-6, 0, 10.0, passed=True)
 FAILED = SelfCheck(3e-2, 0.2, 0.04, 0, 10.0, passed=False)
 UNMEASURED = "not measured here yet: run 'lare2-rt bench'"

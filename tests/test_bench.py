@@ -27,6 +27,8 @@ from lare2_rt.engines.openvino import OpenVinoEngine
 from lare2_rt.records import Records, Speed
 from lare2_rt.selfcheck import SelfCheck, reference_key
 
+pytestmark = pytest.mark.usefixtures("every_core")
+
 NAMES = ["onnxruntime", "openvino", "mnn"]  # those of a CPU
 
 
@@ -66,6 +68,7 @@ def command(**changes):
     return BenchCommand(**{**options, "threads": 2, "force": False, "verify": False, **changes})
 
 
+@pytest.mark.slow
 class TestCommand:
     @pytest.fixture(scope="class")
     @classmethod

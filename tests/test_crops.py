@@ -24,6 +24,8 @@ from lare2_rt.preprocess import centre_crop, preprocess
 from lare2_rt.windowed import score_batch
 from lare2_rt.windows import CROPS, corners
 
+pytestmark = pytest.mark.usefixtures("every_core")
+
 SIDES = st.integers(1, 3000)
 
 

@@ -24,6 +24,8 @@ from lare2_rt.metrics import difference
 from lare2_rt.noise import draw_noise
 from lare2_rt.preprocess import Pixels, preprocess
 
+pytestmark = pytest.mark.usefixtures("every_core")
+
 FIELDS = ("logits", "lare", "attention")
 # Every picture in every row of a batch of four, then between pictures unlike it and twice in one batch.
 BATCHES = ((0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2), (0, "black", 2, "noise"), (1, "white", 3, 3))

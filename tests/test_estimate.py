@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 from lare2_export.estimate import estimate
@@ -17,6 +18,7 @@ def folder_size(folder):
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_disk_is_within_five_percent(built_mini):
     need = estimate(make_plan(open_model_folder(default_model_folder()), BuildOptions()))
     assert abs(need.bundle / folder_size(built_mini) - 1) <= 0.05
@@ -26,6 +28,7 @@ def test_disk_is_within_five_percent(built_mini):
         assert 0.99 * size <= written <= 1.02 * size, name
 
 
+@pytest.mark.slow
 def test_memory_is_never_under_and_at_most_forty_percent_over(built_mini):
     need = estimate(make_plan(open_model_folder(default_model_folder()), BuildOptions()))
     log = (built_mini.parent / "build.log").read_text()

@@ -92,6 +92,7 @@ def originals():
     return found
 
 
+@pytest.mark.slow
 def test_whole_pictures_at_the_limit_keep_to_the_memory(originals):
     watched = Watched()
     for _, content in originals:

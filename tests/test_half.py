@@ -23,6 +23,8 @@ from lare2_rt.bundle import open_bundle
 from lare2_rt.manifest import COMPONENTS as NAMES
 from lare2_rt.metrics import difference
 
+pytestmark = pytest.mark.usefixtures("every_core")
+
 
 @pytest.fixture(scope="module")
 def graphs(tiny):
@@ -183,7 +185,11 @@ def test_every_half_value_is_in_the_range_report(tiny, graphs):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
+@pytest.mark.parametrize(
+    "component",
+    [pytest.param(c, marks=[pytest.mark.slow] if c.name == "unet_step" else []) for c in COMPONENTS],
+    ids=lambda component: component.name,
+)
 def test_true_half_agrees_with_rounding(component, tiny):
     """torch's own half-precision kernels on the same module: the rounding run predicts how far they land."""
     sources, bundle = tiny

@@ -36,6 +36,7 @@ def album(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_inputs(album, capsys):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     found = lines(INPUTS)
@@ -64,6 +65,7 @@ def test_inputs_figures():
     }
 
 
+@pytest.mark.slow
 def test_doctor(command, monkeypatch):  # noqa: F811
     monkeypatch.setattr(engines, "ENGINES", engines.ENGINES[:1])
     found = lines(DOCTOR)

@@ -95,6 +95,7 @@ def test_the_signal_of_a_whole_group_is_told_as_ours(lock, answered):
         run(steps.waits, lock=lock, report=strike_both)
 
 
+@pytest.mark.slow
 def test_no_orphan_outlives_a_killed_parent(tmp_path):
     """The worker stops writing when its parent is killed, only then is the lock free, and all end in silence."""
     target, out = tmp_path / "file", tmp_path / "engines"

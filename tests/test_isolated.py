@@ -19,7 +19,7 @@ from test_hostile import black_png
 
 from lare2_rt import Detector, EngineError, ImageError, UsageError, engines
 from lare2_rt.decode_worker import DecodeTask
-from lare2_rt.isolated import IsolatedDecoder
+from lare2_rt.isolated import Errand, IsolatedDecoder
 from lare2_rt.limits import MAX_PIXELS, Limits
 from lare2_rt.policy import Preprocessing
 from lare2_rt.preprocess import preprocess
@@ -191,6 +191,22 @@ def test_abandoning_a_stuck_decoder_takes_no_time(site, sized, fake, embedded):
         stream.close()
         assert time.monotonic() - begin < 5
         assert detector.detect(files[3]).ok
+
+
+def test_what_nobody_waits_for_is_not_begun(site, sized):
+    """Also by a process that was not running when the interest was lost, and would be started by the file."""
+    files, errand = sized(17, 8), Errand()
+    decoder = IsolatedDecoder(task(), processes=2)
+    try:
+        errand.stop()
+        begin = time.monotonic()
+        for _ in range(3):  # the second process as well
+            with pytest.raises(ImageError, match="nobody waits"):
+                decoder.decode(files[0], errand=errand)
+        assert time.monotonic() - begin < 30  # the file keeps a decoder for its 60 seconds
+        assert decoder.decode(files[1]).image.shape == (64, 64, 3)
+    finally:
+        decoder.close()
 
 
 def test_closing_ends_the_processes(fake, embedded, sized):

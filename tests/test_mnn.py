@@ -28,6 +28,8 @@ from lare2_rt.engines.stdio import descriptor_turned_away, quiet_c_output, quiet
 from lare2_rt.metrics import difference
 from lare2_rt.preprocess import preprocess
 
+pytestmark = pytest.mark.usefixtures("every_core")
+
 needs_mnn = pytest.mark.usefixtures("installed")
 
 
@@ -240,6 +242,7 @@ for threads in map(int, sys.argv[3:]):
 """
 
 
+@pytest.mark.slow
 @needs_mnn
 def test_threads_do_not_depend_on_what_was_opened_before(embedded, rocket):
     """The same number gives the same bits, or is refused."""

@@ -19,6 +19,8 @@ from lare2_rt.engines import openvino as adapter
 from lare2_rt.engines.openvino import OpenVinoEngine, import_openvino
 from lare2_rt.machine import processors
 
+pytestmark = pytest.mark.usefixtures("every_core")
+
 ENGINE = OpenVinoEngine()
 
 

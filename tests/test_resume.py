@@ -101,7 +101,10 @@ def killed_and_resumed(pictures, folder, form, seed):
         assert kills < 60
 
 
-@pytest.mark.parametrize(("form", "seed"), [("jsonl", 1), ("csv", 2), ("parquet", 3)])
+@pytest.mark.parametrize(
+    ("form", "seed"),
+    [("jsonl", 1), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("csv", 2), ("parquet", 3)))],
+)
 def test_kill_and_resume(pictures, whole, tmp_path, form, seed):
     check_kills(pictures, whole, tmp_path, form, seed)
 

@@ -20,6 +20,8 @@ from lare2_rt.engines.stages import Placement
 from lare2_rt.metrics import difference
 from lare2_rt.preprocess import preprocess
 
+pytestmark = pytest.mark.usefixtures("every_core")
+
 ENGINE = StagedEngine()
 
 

@@ -87,7 +87,7 @@ def same(output, wanted):
         np.testing.assert_array_equal(getattr(output, name), wanted[name], err_msg=name)
 
 
-@pytest.mark.parametrize("cuda_graph", [True, False])
+@pytest.mark.parametrize("cuda_graph", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_images_give_their_own_results(opened, pictures, expected, cuda_graph):
     """A graph that replayed the first input, or read what another stream had not finished, would fail here."""
     chain, cuda, _ = opened(cuda_graph=cuda_graph)
@@ -97,7 +97,7 @@ def test_two_images_give_their_own_results(opened, pictures, expected, cuda_grap
     assert cuda.counts["cudaGraphLaunch"] == (3 if cuda_graph else 0)
 
 
-@pytest.mark.parametrize("cuda_graph", [True, False])
+@pytest.mark.parametrize("cuda_graph", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_window_alone_gives_its_own_results_and_leaves_no_trace(opened, pictures, expected, cuda_graph):
     """CLIP and EGRE with the LaRE that a caller holds: neither the last picture's nor the last window's."""
     chain, _, _ = opened(cuda_graph=cuda_graph)

@@ -373,6 +373,7 @@ def test_a_worker_ends_with_its_parent(fake_setup, tmp_path):
     assert not status.exists() or "zombie" in status.read_text()
 
 
+@pytest.mark.slow
 def test_eager_and_onnxruntime_end_to_end(tmp_path):
     """The real thing on mini: two rows, two rounds, in the command's own process."""
     out = tmp_path / "report.json"
@@ -386,8 +387,11 @@ def test_eager_and_onnxruntime_end_to_end(tmp_path):
     assert (eager["status"], ours["status"]) == ("measured", "measured")
     # Rounding, and no more: the same weights, noise and pixels went through both.
     assert 0 < ours["fidelity"]["lare"]["worst_relative_l2"] < 3e-5
-    assert 0 < eager["fidelity"]["latent"]["worst_relative_l2"] < 3e-5
-    assert eager["fidelity"]["noise_prediction"]["worst_relative_l2"] < 3e-5
+    for name, limit in (("latent", 3e-5), ("noise_prediction", 3e-5), ("embedding", 3e-5)):
+        assert 0 < ours["fidelity"][name]["worst_relative_l2"] < limit, name
+        assert 0 < eager["fidelity"][name]["worst_relative_l2"] < limit, name
+    assert ours["fidelity"]["noise_prediction"]["graph_differs_by"] < 1e-6
+    assert ours["builds"] == {}  # what only measures is no cost of the row
     assert ours["fidelity"]["logit"]["over_standard_deviation"] < 1e-2
     assert 0 < ours["share_of_peak"] < 1
     assert sum(report["flop"].values()) > 6e9
@@ -416,6 +420,10 @@ def test_every_row_computes_the_same(tmp_path):
         if row["status"] == "measured":
             assert row["fidelity"]["lare"]["worst_relative_l2"] < 1e-3, row["name"]
             assert row["fidelity"]["logit"]["over_standard_deviation"] < 1e-2, row["name"]
+        if row["status"] == "measured" and row["name"] in ("onnxruntime", "openvino", "mnn", "staged"):
+            for name in ("latent", "noise_prediction", "embedding"):
+                assert 0 < row["fidelity"][name]["worst_relative_l2"] < 3e-4, (row["name"], name)
+            assert row["fidelity"]["noise_prediction"]["graph_differs_by"] < 1e-4, row["name"]
     for name in ("eager-accurate", "eager-official", "torch-compile", "onnxruntime-plain", "onnxruntime-chain"):
         assert rows[name]["status"] == "measured", rows[name]
     # Fresh noise for every image: what the timed runs compute is not what the fidelity run computes.
@@ -432,8 +440,10 @@ def test_profile_end_to_end(tmp_path):
     assert [(s["ensemble"], s["batch"]) for s in report["sizes"] if s["engine"] == "eager"] == [
         (1, 1), (2, 1), (4, 1), (4, 2), (4, 4), (8, 1)
     ]  # fmt: skip
+    for name in ("eager", "onnxruntime"):
+        assert {"conv_in", "mid_block.attentions.0", "up_blocks.3.resnets.1"} <= set(report["parts"][name]["blocks"])
     for part in report["parts"].values():
-        assert {"conv_in", "mid_block.attentions.0", "up_blocks.3.resnets.1"} <= set(part["blocks"])
+        assert [len(times) for times in part["components"].values()] == [3] * 4
     assert report["parts"]["onnxruntime"]["named_share"] > 0.5
     for render in render_markdown.PROFILE.values():
         assert render(report).startswith("| ")
@@ -490,6 +500,7 @@ def measured_row(name, kind, **changes):
         "memory": {"peak_bytes": 5.2e9, "resident_bytes": 4.9e9},
         "fidelity": {
             "latent": {"worst_relative_l2": 1.1e-6, "max_abs": 1e-5}, "noise_prediction": None,
+            "embedding": {"worst_relative_l2": 4e-7, "max_abs": 1e-6},
             "lare": {"worst_relative_l2": 3.14e-6, "max_abs": 2e-5},
             "logit": {"max_difference": 3e-6, "over_standard_deviation": 1.2e-5},
         },
@@ -550,7 +561,7 @@ class TestTables:
             "| `eager` | 9123 | 9200 | 9300 | 9124 | 1.00 (0.99 to 1.01) | 0.11 | 110 | 59 % | 8 + 0 strayed |" in speed
         )
         fidelity = render_markdown.fidelity_table(report)
-        assert "| `eager` | 1.1e-6 | — | 3.1e-6 | 2.0e-5 | 3.0e-6 | 1.2e-5 | yes |" in fidelity
+        assert "| `eager` | 1.1e-6 | — | 3.1e-6 | 2.0e-5 | 4.0e-7 | 3.0e-6 | 1.2e-5 | yes |" in fidelity
         start = render_markdown.start_table(report)
         assert "| 120 s | 8.0 GB | 1.0 s | 2.0 s | 9.5 s | 5.2 GB | 4.9 GB |" in start
         conditions = render_markdown.conditions_table(report)

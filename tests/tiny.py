@@ -55,6 +55,11 @@ def write_tiny(folder: Path, prediction_type: str) -> GoldenSources:
     tiny_vae().save_pretrained(folder / "vae")
     tiny_unet().save_pretrained(folder / "unet")
     tiny_scheduler(prediction_type).save_pretrained(folder / "scheduler")
+    return open_tiny(folder)
+
+
+def open_tiny(folder: Path) -> GoldenSources:
+    """Return the sources of a folder that ``write_tiny`` made."""
     sources = open_model_folder(folder)
     return GoldenSources(**{name: getattr(sources, name) for name in ModelSources.__dataclass_fields__})
 

@@ -52,7 +52,8 @@ def decision_of(rule: DecisionRule, data: str) -> Decision:
 def write_with_decision(bundle: Bundle, out: Path, decision: Decision, *, force: bool = False) -> Bundle:
     """Write ``bundle`` with another decision to ``out`` and return the new bundle; the old one is not touched.
 
-    Files are hard links where the disk allows it, else copies. The new folder appears, whole and checked, by a rename.
+    Files are copies, not hard links: onnx refuses weights in a file with several names, and what is edited under one
+    name would change the other bundle too. The new folder appears, whole and checked, by a rename.
 
     Raises:
         UsageError, OutputError: as ``check_place``, or the disk is full; ``out`` is as it was.
@@ -65,7 +66,7 @@ def write_with_decision(bundle: Bundle, out: Path, decision: Decision, *, force:
     target = out.resolve()
     with _staging(target) as folder:
         for name in old.files:
-            _link_or_copy(bundle.path / name, folder / name)
+            _copy(bundle.path / name, folder / name)
         # Round trip: what is written is what a reader accepts.
         write_bytes(folder / MANIFEST, Manifest.model_validate_json(manifest.to_json()).to_json())
         checked = open_bundle(folder)
@@ -90,14 +91,10 @@ def _staging(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        # Another disk, or one without hard links.
-        shutil.copyfile(source, target)
-        with target.open("rb") as stream:
-            os.fsync(stream.fileno())
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with target.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _cannot_write(out: Path, error: OSError) -> OutputError:

@@ -23,7 +23,7 @@ from .detection import DecisionRule, Detection, Provenance, failed, scored
 from .engines import EngineOptions, Notify, OpenEngine, Rejected, open_engine
 from .errors import NO_MEMORY, EngineError, ImageError, UsageError
 from .integrity import Progress
-from .isolated import IsolatedDecoder, Worker
+from .isolated import Errand, IsolatedDecoder
 from .limits import Limits, megapixels
 from .locate import locate_bundle
 from .manifest import Precision
@@ -181,7 +181,7 @@ class Detector:
             EngineError: the engine failed or the detector is closed.
         """
         begin = time.perf_counter()
-        pixels = self._pixels(source, set())
+        pixels = self._pixels(source, Errand())
         decode = (time.perf_counter() - begin) * 1e3
         result = self._score([(source_name(source), pixels, decode)])[0]
         if result.error is not None:
@@ -196,7 +196,7 @@ class Detector:
         Raises:
             EngineError: the engine failed, or no process for decoding can be started; images already yielded stand.
         """
-        busy: set[Worker] = set()
+        errand = Errand()
         batch = self._info.provenance.batch
         pending: deque[Future[_Decoded]] = deque()
         iterator = iter(sources)
@@ -207,7 +207,7 @@ class Detector:
                 while True:
                     while not exhausted and len(pending) < _DECODERS + batch:
                         try:
-                            pending.append(pool.submit(self._decode, next(iterator), busy))
+                            pending.append(pool.submit(self._decode, next(iterator), errand))
                         except StopIteration:
                             exhausted = True
                     if pending:
@@ -222,7 +222,7 @@ class Detector:
             finally:
                 for future in pending:
                     future.cancel()
-                IsolatedDecoder.stop(busy)  # else leaving the block would wait for a decoder that may be stuck
+                errand.stop()  # else leaving the block would wait for a decoder that may be stuck
 
     def warmup(self) -> None:
         """Run the engine once on black pixels, so that the first image does not pay for lazy initialisation."""
@@ -250,16 +250,16 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _pixels(self, source: ImageSource, busy: set[Worker]) -> Pixels:
+    def _pixels(self, source: ImageSource, errand: Errand) -> Pixels:
         if self._isolated is not None and not isinstance(source, (Image.Image, np.ndarray)):
-            return self._isolated.decode(source, busy=busy)
+            return self._isolated.decode(source, errand=errand)
         return self._task.decode(source)
 
-    def _decode(self, source: ImageSource, busy: set[Worker]) -> _Decoded:
+    def _decode(self, source: ImageSource, errand: Errand) -> _Decoded:
         name = source_name(source)
         begin = time.perf_counter()
         try:
-            pixels = self._pixels(source, busy)
+            pixels = self._pixels(source, errand)
         except ImageError as error:
             return _Decoded(name, None, 0.0, str(error))
         except MemoryError:

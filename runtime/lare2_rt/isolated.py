@@ -28,6 +28,24 @@ _MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC
 _END_LIMIT = 2.0  # seconds for an idle process to leave by itself
 
 
+class Errand:
+    """What one caller wants decoded, until he wants it no more.
+
+    Attributes:
+        over: whether he has lost interest.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self.workers: set[Worker] = set()
+
+    def stop(self) -> None:
+        """Lose interest: processes at work on it end, and are replaced when they are needed; none begins."""
+        self.over = True  # before the kills: a process that starts between the two is told by this
+        for worker in tuple(self.workers):
+            worker.kill()
+
+
 class IsolatedDecoder:
     """A few resident processes that decode. Safe to share between threads, each of which waits for a free process.
 
@@ -43,36 +61,29 @@ class IsolatedDecoder:
             self._idle.put(worker)
         self._workers[0].start()
 
-    def decode(self, source: ImageSource, *, busy: set[Worker] | None = None) -> Pixels:
+    def decode(self, source: ImageSource, *, errand: Errand | None = None) -> Pixels:
         """Decode a path, encoded bytes or a binary file object.
 
         Args:
             source: a file object is read here; a path is read in the process.
-            busy: holds the process for as long as it works on this source, so that ``stop`` can end it.
+            errand: what it belongs to, so that whoever waits for it can stop waiting.
 
         Raises:
-            ImageError: as ``preprocess``; also where the process took too long or died.
+            ImageError: as ``preprocess``; also where the process took too long or died, or the errand is over.
             EngineError: no process can be started.
         """
         if isinstance(source, (str, os.PathLike)):
             kind, content = PATH, os.fsencode(source)
         else:
             kind, content = CONTENT, read_source(source, self._task.limits)  # type: ignore[arg-type]  # checked there
+        errand = Errand() if errand is None else errand
         worker = self._idle.get()
         try:
-            if busy is not None:
-                busy.add(worker)
-            return worker.decode(kind, content)
+            errand.workers.add(worker)
+            return worker.decode(kind, content, errand)
         finally:
-            if busy is not None:
-                busy.discard(worker)
+            errand.workers.discard(worker)
             self._idle.put(worker)
-
-    @staticmethod
-    def stop(busy: set[Worker]) -> None:
-        """End the processes that work for somebody who has lost interest; they are replaced when needed."""
-        for worker in tuple(busy):
-            worker.kill()
 
     def close(self) -> None:
         """End all processes; twice is harmless."""
@@ -115,11 +126,14 @@ class Worker:
         except OSError as error:
             raise EngineError(_cannot_start(str(error))) from error
 
-    def decode(self, kind: int, content: bytes) -> Pixels:
+    def decode(self, kind: int, content: bytes, errand: Errand) -> Pixels:
         """Decode one source; raises ImageError or EngineError."""
         if kind == PATH and not content.startswith(b"/"):
             content = self._from_its_folder(content)
         self._make_ready()
+        # Nothing starts the process from here on, so that a kill is for good.
+        if errand.over:
+            raise ImageError("nobody waits for it any more")
         limit = self._task.limits.max_seconds
         answer, late = self._ask(kind, content, limit)
         if answer is None:

@@ -34,6 +34,11 @@ class ComponentChain:
         """What was opened."""
         return self._info
 
+    @property
+    def components(self) -> Mapping[str, Component]:
+        """The parts of the chain by name, for who wants what lies between them; empty once it is closed."""
+        return self._components
+
     def run(self, image: UInt8, crop: UInt8, *, noise: Noise | None = None) -> ChainOutput:
         """See ``OpenEngine.run``."""
         noise = self._noise if noise is None else noise
