@@ -7,6 +7,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from lare2_rt.bundle import open_bundle
 from lare2_rt.engines.tensorrt_plan import Messages, PlanOptions, build_plan, make_logger
@@ -235,3 +236,36 @@ class TestRealParser:
         run = subprocess.run([*command, plan, timings, options], capture_output=True, text=True, check=False)
         assert run.returncode == 1
         assert run.stderr.splitlines()[-1].startswith("no_such_library failed: ModuleNotFoundError")
+
+
+def test_parse_report(tiny, tmp_path, capsys, monkeypatch):
+    """The benchmark that counts layers agrees with the network, and says what it cannot use."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import tensorrt_parse
+    import torch
+
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    sources, bundle = tiny
+    assert tensorrt_parse.main(["--bundle", str(bundle.path), "--out", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert json.loads(capsys.readouterr().out) == report
+    unet = report["components"]["unet_step"]
+    norms = Counter(type(m).__name__ for m in sources.unet().modules() if "Norm" in type(m).__name__)
+    assert unet["norms"] == {"group": norms["GroupNorm"], "layer": norms["LayerNorm"]}
+    assert unet["precision"]["CONVOLUTION"] == {
+        "HALF": sum(isinstance(m, torch.nn.Conv2d) for m in sources.unet().modules())
+    }
+    assert [entry["errors"] for entry in report["components"].values()] == [[]] * 4
+    assert tensorrt_parse.main(["--bundle", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("tensorrt_parse: ")
+
+
+def test_committed_report_at_full_width():
+    """What docs/gpu.md says of SD 1.5's graphs: as many norms as diffusers' UNet of that geometry has."""
+    report = json.loads((ROOT / "benchmarks/results/tensorrt-parse-synthetic-sd15.json").read_text())
+    assert report["passed"]
+    assert report["components"]["unet_step"]["norms"] == {"group": 61, "layer": 48}
+    for entry in report["components"].values():
+        assert entry["accepted"]
+        assert entry["shape_layers"] == 0
+        assert set(entry["precision"]["CONVOLUTION"]) == {"HALF"}
