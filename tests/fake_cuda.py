@@ -20,9 +20,28 @@ class RuleBroken(AssertionError):
 
 
 class Error(int):
+    """An error code that knows whether anybody looked at it."""
+
+    read = False
+
+    def __int__(self):
+        self.read = True
+        return int.__int__(self)
+
     @property
     def name(self):
         return f"cudaErrorFake{int(self)}"
+
+
+class Answer:
+    """A True or False that knows whether anybody looked at it."""
+
+    def __init__(self, value):
+        self.value, self.read = value, False
+
+    def __bool__(self):
+        self.read = True
+        return bool(self.value)
 
 
 class MemcpyKind(IntEnum):
@@ -77,6 +96,7 @@ class FakeCuda:
         self.next = 100
         self.last_use = {}
         self.freed = set()
+        self.unread = None  # the last call, while its answer may still be read
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
     @staticmethod
@@ -89,13 +109,18 @@ class FakeCuda:
             return value
 
         def called(*arguments):
+            self.check_read()
             self.calls.append(name)
             self.counts[name] += 1
             when, code = self.fail.get(name, (0, 0))
             if when == self.counts[name]:
-                return (Error(code), *([None] * (name in VALUES)))
-            result = value(*arguments)
-            return result if isinstance(result, tuple) else (Error(0), result) if name in VALUES else (Error(0),)
+                result = (Error(code), *([None] * (name in VALUES)))
+            else:
+                result = value(*arguments)
+                if not isinstance(result, tuple):
+                    result = (Error(0), result) if name in VALUES else (Error(0),)
+            self.answered(name, result[0])
+            return result
 
         return called
 
@@ -103,8 +128,21 @@ class FakeCuda:
         self.next += 1
         return self.next
 
+    def answered(self, name, answer):
+        """Remember what somebody must look at before the next call; on the way out errors have no reader."""
+        if name not in RELEASES:
+            self.unread = (name, answer)
+        return answer
+
+    def check_read(self):
+        """Raise RuleBroken where the answer to the last call was dropped."""
+        last, self.unread = self.unread, None
+        if last is not None and not last[1].read:
+            raise RuleBroken(f"nobody read what {last[0]} answered")
+
     def live(self):
         """Everything that is not released yet."""
+        self.check_read()
         kinds = (self.device, self.host, self.streams, self.events, self.graphs, self.executables)
         return sum(map(len, kinds))
 
@@ -307,6 +345,14 @@ class FakeCuda:
         self.known(stream).queue.append(("run", Operation("graph", run)))
 
 
+RELEASES = {
+    "cudaFree",
+    "cudaFreeHost",
+    "cudaStreamDestroy",
+    "cudaEventDestroy",
+    "cudaGraphDestroy",
+    "cudaGraphExecDestroy",
+}
 VALUES = {
     "cudaGetDeviceCount",
     "cudaGetDeviceProperties",

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
-from fake_cuda import Operation, RuleBroken
+from fake_cuda import Answer, Operation, RuleBroken
 
 ACTIVATION_BYTES = {"vae_encoder": 5000, "unet_step": 70000, "clip_backbone": 3000, "egre": 100}
 
@@ -54,6 +54,9 @@ class FakeTensorRt:
     def Runtime(self, logger):
         if not getattr(logger, "ready", False):
             raise TypeError("the logger's base class was not initialised")
+        if "Runtime" in self.fail:
+            logger.log(ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return Runtime(self, logger)
 
 
@@ -108,27 +111,33 @@ class Context:
     def set_input_shape(self, name, shape):
         self.changed()
         self.shapes[name] = tuple(shape)
-        return "set_input_shape" not in self.trt.fail and self.shapes[name] == self.engine.get_tensor_shape(name)
+        fits = self.shapes[name] == self.engine.get_tensor_shape(name)
+        return self.answer("set_input_shape", fits)
 
     def set_tensor_address(self, name, address):
         self.changed()
         self.addresses[name] = address
-        return "set_tensor_address" not in self.trt.fail and address % 256 == 0
+        return self.answer("set_tensor_address", address % 256 == 0)
 
     def infer_shapes(self):
         names = self.engine.names
         inputs = [name for name in names if self.engine.get_tensor_mode(name) is TensorIOMode.INPUT]
         return ["image"] if "infer_shapes" in self.trt.fail else [name for name in inputs if name not in self.shapes]
 
+    def answer(self, name, value):
+        return self.trt.cuda.answered(name, Answer(value and name not in self.trt.fail))
+
     def changed(self):
+        self.trt.cuda.check_read()
         if self.captured:
             raise RuleBroken("a context is changed after it was captured")
         self.warm = False
 
     def execute_async_v3(self, stream):
         cuda, component = self.trt.cuda, self.engine.plan["component"]
+        cuda.check_read()
         if "execute_async_v3" in self.trt.fail:
-            return False
+            return self.answer("execute_async_v3", False)
         if self.memory is None or set(self.addresses) != set(self.engine.names):
             raise RuleBroken(f"{component} runs without memory or addresses")
         if cuda.capture is not None:
@@ -146,7 +155,7 @@ class Context:
             writes=[*(self.addresses[n] for n in outputs), self.memory],
         )
         cuda.enqueue(stream, operation)
-        return True
+        return self.answer("execute_async_v3", True)
 
     def compute(self, inputs, outputs):
         """Read device memory as it is at this moment, compute, write."""

@@ -19,9 +19,9 @@ from lare2_rt import doctor, engines
 from lare2_rt.compiled import CompiledCache
 from lare2_rt.compiled_entry import Recipe
 from lare2_rt.doctor import decoding, engine_child, gpu, host, packages, storage
-from lare2_rt.doctor.engine_checks import check_engines
+from lare2_rt.doctor.engine_checks import _finding, check_engines
 from lare2_rt.doctor.finding import Finding, split_remedy
-from lare2_rt.engines import staged
+from lare2_rt.engines import onnxruntime_gpu, staged
 
 
 @pytest.fixture
@@ -105,6 +105,17 @@ class TestPackages:
         assert "pip uninstall -y tensorrt-cu12 tensorrt-cu13" in only(findings, "tensorrt twice").remedy
         assert "two environments" in only(findings, "tensorrt and onnxruntime-gpu").remedy
 
+    def test_libraries_of_onnxruntime_gpu(self, monkeypatch):
+        """The extra [cuda] without [cudnn]: ONNX Runtime would compute on the CPU without a word."""
+        there = {"onnxruntime-gpu": "1.31.1", **dict.fromkeys(packages._ONNXRUNTIME_GPU, "13.0")}
+        monkeypatch.setattr(packages, "installed", there.get)
+        assert "libraries of onnxruntime-gpu" not in [finding.name for finding in packages._clashes()]
+        del there["nvidia-cudnn-cu13"], there["nvidia-cublas"]
+        finding = only(packages._clashes(), "libraries of onnxruntime-gpu")
+        assert finding.status == "warn"
+        assert finding.text.startswith("nvidia-cublas, nvidia-cudnn-cu13 not installed")
+        assert finding.remedy.startswith("pip install 'onnxruntime-gpu[cuda,cudnn]'")
+
 
 class TestEngines:
     def test_opens(self, monkeypatch):
@@ -139,6 +150,16 @@ class TestEngines:
         answer = engine_child._examine("staged", tmp_path)
         assert answer["state"] == "absent"
         assert "pip install 'lare2-rt[staged]'" in answer["reason"]
+
+    @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+    def test_a_gpu_engine_that_is_installed_is_not_broken(self, monkeypatch, tmp_path, name):
+        """The embedded bundle has no graphs for GPUs, which is no fault of the installation."""
+        there = {"onnxruntime-gpu": "1.31.1", "onnx": "1.23.2", "tensorrt-cu13": "10.16.1.11"}
+        monkeypatch.setattr(onnxruntime_gpu, "installed_version", there.get)
+        answer = engine_child._examine(name, tmp_path)
+        assert answer["state"] == "unfit"
+        assert "has no fp16 graphs for GPUs" in answer["reason"]
+        assert _finding(name, answer).status == "note"
 
     def test_another_result(self, plant, monkeypatch):
         """An engine that opens and computes something else."""
@@ -267,7 +288,7 @@ class TestBundle:
     def test_in_use(self):
         findings = list(storage.check_bundle(None))
         assert bad(findings) == set()
-        assert "export/build_engines.py" in only(findings, "verdicts").remedy  # the embedded one is untrained
+        assert "export/build_engines.py" in only(findings, "verdicts").remedy  # the embedded one judges nothing
 
     def test_tampered(self, bundle_copy):
         graph = next(bundle_copy.glob("*.onnx"))

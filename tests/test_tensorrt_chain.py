@@ -1,15 +1,16 @@
 """The GPU chain without a GPU: executed on a fake runtime that enforces CUDA's and TensorRT's rules."""
 
 import inspect
+from dataclasses import replace
 
 import fake_tensorrt
 import numpy as np
 import pytest
-from fake_cuda import OUT_OF_MEMORY, FakeCuda, RuleBroken
+from fake_cuda import OUT_OF_MEMORY, CaptureMode, FakeCuda, RuleBroken
 from fake_tensorrt import FakeTensorRt, plan_of
 
 from lare2_rt.bundle import open_bundle
-from lare2_rt.engines import EngineInfo
+from lare2_rt.engines import EngineInfo, EngineOptions, engine_named, load_engine
 from lare2_rt.engines import tensorrt_chain as module
 from lare2_rt.engines.cuda_runtime import Buffer, Cuda
 from lare2_rt.engines.tensorrt_chain import TensorRtChain
@@ -123,6 +124,8 @@ def test_capture_follows_a_warm_up_and_replays_need_no_kernel_launch(opened, pic
     assert [name for name, _, _ in trt.log[4:]] == ["clip_backbone", "vae_encoder", "unet_step", "egre"]
     streams = {name: stream for name, stream, _ in trt.log}
     assert streams["vae_encoder"] == streams["unet_step"] == streams["egre"] != streams["clip_backbone"]
+    (captured,) = cuda.executables.values()
+    assert captured.mode is CaptureMode.cudaStreamCaptureModeThreadLocal  # other threads may go on allocating
     before = len(cuda.calls)
     chain.run(*pictures[0])
     assert cuda.calls[before:] == ["cudaGraphLaunch", "cudaStreamSynchronize"]
@@ -160,6 +163,35 @@ def test_wrong_arrays_and_closed_chains_are_sentences(opened, pictures):
     chain.close()
     with pytest.raises(EngineError, match="closed"):
         chain.run(image, crop)
+
+
+def test_batches_have_one_graph_of_their_own_size(embedded, photos):
+    """Four different pictures through the graph of four, in two orders, against ONNX Runtime on the same graphs."""
+    bundle = open_bundle(embedded)
+    variants = {name: bundle.variant(name, batch=4, precision="fp32", profile="portable") for name in COMPONENTS}
+    cuda = FakeCuda()
+    chain = TensorRtChain(
+        FakeTensorRt(cuda),
+        cuda,
+        plans={name: plan_of(bundle, variant, name) for name, variant in variants.items()},
+        variants=variants,
+        noise=bundle.noise,
+        info=replace(INFO, batch=4),
+        cuda_graph=True,
+    )
+    plain = load_engine(engine_named("onnxruntime"), bundle, EngineOptions(threads=1, batch=4))
+    pixels = [preprocess(photo, bundle.manifest.policy) for photo in photos[:4]]
+    for order in ((0, 1, 2, 3), (3, 1, 0, 2)):
+        image, crop = (np.stack([getattr(pixels[i], part) for i in order]) for part in ("image", "crop"))
+        ours, theirs = chain.run(image, crop), plain.run(image, crop)
+        np.testing.assert_allclose(ours.lare, theirs.lare, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4)
+    assert (cuda.counts["cudaStreamBeginCapture"], cuda.counts["cudaGraphLaunch"]) == (1, 2)
+    with pytest.raises(EngineError, match="takes image as uint8"):
+        chain.run(image[:1], crop[:1])
+    chain.close()
+    plain.close()
+    assert cuda.live() == 0
 
 
 class TestPlantedMistakes:
@@ -239,6 +271,21 @@ class TestPlantedMistakes:
         monkeypatch.setattr(FakeCuda, "cudaStreamCreateWithFlags", lambda self, flags: flags or self.known(0))
         assert "default stream" in self.broken(opened, TensorRtChain)
 
+    def test_unread_error_of_cuda(self, opened, monkeypatch):
+        def call(self, name, *arguments):
+            _, *values = getattr(self._binding, name)(*arguments)
+            return values[0] if len(values) == 1 else None
+
+        monkeypatch.setattr(Cuda, "call", call)
+        assert "nobody read what cudaStreamCreateWithFlags answered" in self.broken(opened, TensorRtChain)
+
+    def test_unread_refusal_of_tensorrt(self, opened, monkeypatch):
+        def execute(self, name, stream):
+            self._contexts[name].execute_async_v3(stream)
+
+        monkeypatch.setattr(module._Contexts, "execute", execute)
+        assert "nobody read what execute_async_v3 answered" in self.broken(opened, TensorRtChain)
+
     def test_freed_buffer(self, opened, pictures):
         chain, cuda, _ = opened()
         address = chain._buffers["latent"].address
@@ -308,6 +355,7 @@ def test_a_failing_launch_is_told_and_the_next_call_works(opened, pictures, expe
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
+        ("Runtime", r"cannot start \(CUDA initialization failure with error: 35\): check the GPU and its driver"),
         ("deserialize_cuda_engine", "does not load the plan of vae_encoder: the plan was made for another GPU"),
         ("create_execution_context", "cannot prepare vae_encoder"),
         ("set_input_shape", "does not take image"),

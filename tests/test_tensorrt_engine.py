@@ -1,7 +1,9 @@
 """Engine ``tensorrt``: who may use it, what decides a plan, and the sentences of everything that can be missing."""
 
 import dataclasses
+import importlib
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,17 +11,22 @@ import pytest
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRt, plan_of
 
+from lare2_rt import engines
 from lare2_rt.bundle import open_bundle
 from lare2_rt.compiled_entry import Recipe
-from lare2_rt.engines import EngineOptions, engine_named, load_engine
+from lare2_rt.engines import EngineOptions, engine_named, load_engine, prepare_engine, select_engine
 from lare2_rt.engines import tensorrt as module
 from lare2_rt.engines.compiling import CompiledChain
 from lare2_rt.engines.cuda_runtime import Gpu
 from lare2_rt.engines.tensorrt import TENSORRT_RTX, TensorRtEngine
+from lare2_rt.engines.tensorrt_choice import choose_plan_options, plan_options_of
 from lare2_rt.engines.tensorrt_plan import PlanOptions
 from lare2_rt.errors import EngineError
+from lare2_rt.integrity import cache_folder
 from lare2_rt.manifest import COMPONENTS
 from lare2_rt.preprocess import preprocess
+from lare2_rt.records import Records
+from lare2_rt.selfcheck import reference_key
 
 GPU = Gpu("Imaginary 9000", "8.9", 13000, 13050)
 OPTIONS = EngineOptions(threads=1)
@@ -36,6 +43,7 @@ def world(monkeypatch, bundle, tmp_path):
     monkeypatch.setenv("LARE2_CACHE", str(tmp_path / "cache"))  # plans of another test would not be built
     world = SimpleNamespace(cuda=FakeCuda(), built=[], versions={"tensorrt-cu13": "11.4.0.106"}, gpu=GPU)
     world.trt = FakeTensorRt(world.cuda)
+    world.current_gpu = lambda: world.gpu
 
     def build(self, bundle, variant, target, timings, options):
         component = next(n for n in COMPONENTS if variant in bundle.manifest.components[n])
@@ -43,9 +51,13 @@ def world(monkeypatch, bundle, tmp_path):
         target.write_bytes(plan_of(bundle, variant, component))
 
     monkeypatch.setattr(module, "installed_version", lambda name: world.versions.get(name))
-    monkeypatch.setattr(module, "current_gpu", lambda: world.gpu)
+    monkeypatch.setattr(module, "current_gpu", lambda: world.current_gpu())
+    monkeypatch.setattr(engines, "_SHORT_ROUNDS", 3)
     monkeypatch.setattr(module, "import_runtime", lambda: world.cuda)
-    monkeypatch.setattr(module.importlib, "import_module", lambda name: world.trt)
+    real = importlib.import_module
+    monkeypatch.setattr(
+        module.importlib, "import_module", lambda name, *rest: world.trt if name == "tensorrt" else real(name, *rest)
+    )
     monkeypatch.setattr(TensorRtEngine, "_build", build)
     return world
 
@@ -71,11 +83,83 @@ def test_plans_are_built_once_and_run(world, bundle, photos):
     np.testing.assert_array_equal(results[0].logits, results[1].logits)
 
 
-def test_another_gpu_gets_plans_of_its_own(world, bundle):
-    for gpu in (GPU, dataclasses.replace(GPU, name="Other")):
-        world.gpu = gpu
-        load_engine(TensorRtEngine(), bundle, OPTIONS).close()
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"gpu": dataclasses.replace(GPU, name="Other")},
+            "built by tensorrt 11.4.0.106 for Imaginary 9000, and here are 11.4.0.106 and Other: go back to that",
+        ),
+        (
+            {"versions": {"tensorrt-cu13": "10.16.1.11"}},
+            "built by tensorrt 11.4.0.106 for Imaginary 9000, and here are 10.16.1.11 and Imaginary 9000",
+        ),
+    ],
+    ids=["gpu", "major"],
+)
+def test_plans_of_another_gpu_or_version_are_told_and_stay(world, bundle, change, told):
+    """Never opened, never silently built again, never replaced: one command builds plans that fit beside them."""
+    engine = TensorRtEngine()
+    load_engine(engine, bundle, OPTIONS).close()
+    before = dict(vars(world))
+    vars(world).update(change)
+    reason = engine.why_not(bundle, OPTIONS)
+    assert told in reason
+    assert reason.endswith("or build new ones with 'lare2-rt bench --engine tensorrt'")
+    anew = dataclasses.replace(OPTIONS, build_anew=True)
+    assert engine.why_not(bundle, anew) is None
+    load_engine(engine, bundle, anew).close()
     assert world.built == 2 * list(COMPONENTS)
+    assert engine.why_not(bundle, OPTIONS) is None  # now there are plans that fit
+    vars(world).update({name: before[name] for name in change})
+    assert engine.why_not(bundle, OPTIONS) is None
+    load_engine(engine, bundle, OPTIONS).close()
+    assert world.built == 2 * list(COMPONENTS)
+
+
+def test_a_newer_driver_is_no_other_place(world, bundle):
+    load_engine(TensorRtEngine(), bundle, OPTIONS).close()
+    world.gpu = dataclasses.replace(GPU, driver=13010)
+    assert TensorRtEngine().why_not(bundle, OPTIONS) is None
+
+
+def test_a_build_chooses_options_and_a_run_finds_its_plans(world, bundle):
+    engine = TensorRtEngine()
+    load_engine(engine, bundle, OPTIONS).close()
+    before = engine.describe(bundle, OPTIONS).build_key
+    choose_plan_options("tensorrt", bundle, PlanOptions(level=5, workspace=1 << 30))
+    assert plan_options_of("tensorrt", bundle) == PlanOptions(level=5, workspace=1 << 30)
+    assert engine.describe(bundle, OPTIONS).build_key != before
+    for _ in range(2):
+        load_engine(engine, bundle, OPTIONS).close()
+    assert world.built == 2 * list(COMPONENTS)
+    kept = next((cache_folder() / "plans").iterdir())
+    for damaged in (b"{", b'{"level": 9}', b""):
+        kept.write_bytes(damaged)
+        assert plan_options_of("tensorrt", bundle) == PlanOptions()
+
+
+def test_a_build_is_checked_timed_and_then_chosen(world, bundle, monkeypatch):
+    """Parity and a short benchmark are stored; ``auto`` goes by them, and never takes what failed."""
+    engine, cpu = TensorRtEngine(), engine_named("onnxruntime")
+    monkeypatch.setattr(engines, "ENGINES", (cpu, engine))
+    assert select_engine("auto", bundle, OPTIONS)[0] is cpu
+    record = prepare_engine("tensorrt", bundle, OPTIONS)
+    assert record.check.passed
+    assert record.speed.rounds == 3
+    assert 0 < record.speed.p50 <= record.speed.p90 <= record.speed.p99
+    assert record == Records().read(engine.describe(bundle, OPTIONS).build_key, reference_key(bundle))
+    assert select_engine("auto", bundle, OPTIONS)[0] is engine
+    choose_plan_options("tensorrt", bundle, PlanOptions(level=1))
+    wrong = dataclasses.replace(bundle, selfcheck=bundle.selfcheck + 1)
+    with pytest.raises(EngineError, match="tensorrt is refused: it failed its self-check"):
+        prepare_engine("tensorrt", wrong, OPTIONS)
+    failed = Records().read(engine.describe(wrong, OPTIONS).build_key, reference_key(wrong))
+    assert not failed.check.passed
+    assert failed.speed is None
+    assert select_engine("auto", wrong, OPTIONS)[0] is cpu
+    with pytest.raises(EngineError, match="failed its self-check"):
+        select_engine("tensorrt", wrong, OPTIONS)
 
 
 def test_a_graph_can_be_switched_off(world, bundle, photos):
@@ -97,6 +181,7 @@ def test_a_graph_can_be_switched_off(world, bundle, photos):
         {"plan_options": PlanOptions(workspace=1 << 30)},
         {"plan_options": PlanOptions(tf32=True)},
         {"onnx": "another graph"},
+        {"shapes": (2, 2)},
         {"precision": "fp32"},
         {"engine": "tensorrt-rtx"},
     ],
@@ -109,12 +194,18 @@ def test_every_ingredient_is_in_the_key(world, bundle, change, monkeypatch):
         recipes = []
 
         def compile_chain(bundle, variants, options, *, info, facts, build):
+            head = variants["egre"]
+            if "shapes" in change:
+                logits = next(spec for spec in head.outputs if spec.name == "logits")
+                others = [spec for spec in head.outputs if spec is not logits]
+                changed = logits.model_copy(update={"shape": change["shapes"]})
+                head = head.model_copy(update={"outputs": (*others, changed)})
             recipes.append(
                 Recipe(
                     change.get("engine", info.name),
                     info.version,
                     "label",
-                    {"onnx": change.get("onnx", "graph"), "precision": change.get("precision", "fp16"), **facts},
+                    {"onnx": change.get("onnx", "graph"), "precision": change.get("precision", "fp16"), **facts(head)},
                     1,
                 ).key
             )
@@ -131,7 +222,7 @@ def test_every_ingredient_is_in_the_key(world, bundle, change, monkeypatch):
     assert keys() == (plan, build)
     changed_plan, changed_build = keys(**change)
     assert changed_plan != plan
-    if not {"onnx", "precision", "engine"} & set(change):
+    if not {"onnx", "precision", "engine", "shapes"} & set(change):
         assert changed_build != build
 
 
@@ -213,6 +304,45 @@ def test_command_says_what_is_missing_and_never_falls_back(lare2_rt, photos, tin
         assert run.stdout == ""
         assert len(run.stderr.splitlines()) == 1
         assert run.stderr.startswith(f"lare2-rt: no usable engine: {name}: ")
+
+
+OTHER_PLANS = (
+    "the plans of this bundle were built by tensorrt 11.4.0.106 for Imaginary 9000, and here are {}: go back to that, "
+    "or build new ones with 'lare2-rt bench --engine tensorrt'"
+)
+
+
+def no_gpu():
+    raise EngineError("CUDA failed in cudaGetDeviceCount (35); install or update the NVIDIA driver")
+
+
+def test_infer_refuses_in_one_sentence(world, bundle, photos, capsys, monkeypatch):
+    """No driver, no TensorRT, 10 beside plans of 11, another GPU: exit code 2, nothing scored, no other engine."""
+    from lare2_rt.cli import main
+
+    def infer():
+        arguments = ["infer", str(photos[0]), "--engine", "tensorrt", "--bundle", str(bundle.path), "--format", "json"]
+        monkeypatch.setattr(sys, "argv", ["lare2-rt", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        return leaving.value.code, capsys.readouterr()
+
+    engine = TensorRtEngine()
+    engine.compile(bundle, OPTIONS)[0].close()
+    usual, built = dict(vars(world)), list(world.built)
+    for change, told in (
+        ({"current_gpu": no_gpu}, "CUDA failed in cudaGetDeviceCount (35); install or update the NVIDIA driver"),
+        ({"versions": {}}, "tensorrt is not installed: pip install 'lare2-rt[tensorrt]' (docs/gpu.md)"),
+        ({"versions": {"tensorrt-cu13": "10.16.1.11"}}, OTHER_PLANS.format("10.16.1.11 and Imaginary 9000")),
+        ({"gpu": dataclasses.replace(GPU, name="Other")}, OTHER_PLANS.format("11.4.0.106 and Other")),
+    ):
+        vars(world).update(usual | change)
+        code, said = infer()
+        assert (code, said.out) == (2, "")
+        assert said.err == f"lare2-rt: no usable engine: tensorrt: {told}\n"
+        assert world.built == built
+    vars(world).update(usual)
+    assert engine.why_not(bundle, OPTIONS) is None  # each sentence was the answer to its own change
 
 
 @pytest.mark.gpu

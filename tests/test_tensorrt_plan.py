@@ -29,6 +29,8 @@ class FakeBuilder:
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=3)
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     BuilderFlag = SimpleNamespace(TF32="tf32")
+    LayerType = SimpleNamespace(CONVOLUTION="convolution", SOFTMAX="softmax")
+    DataType = SimpleNamespace(HALF="half", FLOAT="float")
 
     def __init__(self, fail=()):
         self.fail, self.flags, self.cleared, self.caches, self.limits = set(fail), None, [], [], {}
@@ -42,7 +44,12 @@ class FakeBuilder:
 
     def create_network(self, flags):
         self.flags = flags
-        return SimpleNamespace()
+        dtypes = {"softmax": "float", "convolution": "float" if "half" in self.fail else "half"}
+        layers = [
+            SimpleNamespace(type=kind, name=f"a/{kind}", get_output=lambda index, d=dtype: SimpleNamespace(dtype=d))
+            for kind, dtype in dtypes.items()
+        ]
+        return SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
 
     def OnnxParser(self, network, logger):  # noqa: N802
         return self
@@ -123,6 +130,7 @@ def test_a_timing_cache_of_another_gpu_is_begun_anew(tmp_path):
     [
         ("builder", "cannot start .CUDA initialization failure with error: 35.*driver"),
         ("parse", r"does not take g.onnx: a/Conv \(Conv\): type mismatch"),
+        ("half", r"g.onnx computes in float32 where half precision is asked for \(a/convolution\); build the bundle"),
         ("no cache", "refuses an empty timing cache"),
         ("build", "cannot build g.onnx: out of memory; free GPU memory"),
     ],
@@ -220,6 +228,13 @@ class TestRealParser:
         onnx.save(model, tmp_path / "mixed.onnx")
         with pytest.raises(EngineError, match=r"does not take mixed.onnx: .*same type"):
             build_plan(trt, tmp_path / "mixed.onnx", HERE, progress=lambda line: None)
+
+    def test_a_graph_in_single_precision_is_refused(self, trt, tiny):
+        """The very graphs for CPUs, given where half was asked for."""
+        bundle = open_bundle(tiny[1].path)
+        path = bundle.graph_path(bundle.variant("egre", batch=1, precision="fp32", profile="portable"))
+        with pytest.raises(EngineError, match="computes in float32 where half precision is asked for"):
+            build_plan(trt, path, HERE, progress=lambda line: None)
 
     def test_build_process(self, trt, graphs, tmp_path):
         """As the engine starts it: a module in a process of its own."""

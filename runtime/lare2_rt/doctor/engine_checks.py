@@ -15,7 +15,6 @@ from .finding import Finding, split_remedy
 
 _CODE = "import sys; sys.path.append(sys.argv[1]); from lare2_rt.doctor.engine_child import main; main(*sys.argv[2:])"
 _ROOT = Path(__file__).parents[2]
-_EXTRA = {"onnxruntime": "cpu"}
 
 
 def check_engines(*, limit: float, progress: Callable[[str], None]) -> Iterator[Finding]:
@@ -33,7 +32,9 @@ def check_engines(*, limit: float, progress: Callable[[str], None]) -> Iterator[
 
 
 def _check(name: str, limit: float) -> Finding:
-    extra = f"'lare2-rt[{_EXTRA.get(name, name)}]'"
+    from ..engines import extra_of
+
+    extra = f"'lare2-rt[{extra_of(name)}]'"
     # Compiled engines go into a folder that is thrown away: whether the cache works is another question.
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile() as complaints:
         command = [sys.executable, "-P", "-c", _CODE, str(_ROOT), name, cache]

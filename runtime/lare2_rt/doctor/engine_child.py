@@ -44,7 +44,8 @@ def _examine(name: str, cache: Path) -> dict[str, Any]:
     if reason is not None:
         if engine.version is None:
             return {"state": "absent", "reason": reason}
-        return {"state": "unfit" if name.startswith("tensorrt") else "broken", "reason": reason}
+        # An engine that needs more than packages, a GPU, needs other graphs as well: the embedded bundle has none.
+        return {"state": "unfit" if hasattr(engine, "machine_lacks") else "broken", "reason": reason}
     begin = time.perf_counter()
     running = load_engine(engine, bundle, options)
     seconds = time.perf_counter() - begin

@@ -36,6 +36,8 @@ OPTIONAL = (
     "pyarrow",
     "torch",
 )
+# What its CUDA provider loads; the extra [cuda] alone brings neither cuDNN nor cuBLAS.
+_ONNXRUNTIME_GPU = ("nvidia-cuda-runtime", "nvidia-cublas", "nvidia-curand", "nvidia-cufft", "nvidia-cudnn-cu13")
 _LIMIT = 60.0  # seconds for all imports together
 
 
@@ -106,6 +108,15 @@ def _clashes() -> Iterator[Finding]:
             "warn",
             f"ONNX Runtime's TensorRT provider needs TensorRT 10, and {native} is installed",
             "keep two environments: pip install 'lare2-rt[gpu-trt]' in one, 'lare2-rt[tensorrt]' in the other",
+        )
+    missing = [name for name in _ONNXRUNTIME_GPU if gpu and not installed(name)]
+    if missing:
+        yield Finding(
+            "packages",
+            "libraries of onnxruntime-gpu",
+            "warn",
+            f"{', '.join(missing)} not installed, without which onnxruntime-gpu quietly computes on the CPU",
+            "pip install 'onnxruntime-gpu[cuda,cudnn]', unless CUDA 13 and cuDNN 9 are installed otherwise",
         )
 
 

@@ -22,7 +22,7 @@ ALIGNMENT = 256  # bytes; TensorRT takes no address that is not a multiple
 # Error codes for which the remedy is another than 'report it'.
 _REMEDIES = {
     2: "free some GPU memory or use a smaller batch (--batch 1)",
-    35: "install or update the NVIDIA driver",
+    35: "install the NVIDIA driver, or update it to 580 or newer",
     100: "no NVIDIA GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES",
     209: "the GPU is not supported by this CUDA version",
     804: "the driver is older than this CUDA version: update it",

@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from ..bundle import Bundle
 from ..errors import BundleError, EngineError, first_line
 from ..integrity import cache_folder
 from ..manifest import Variant
-from .compiling import CompiledChain, compile_chain
+from .compiling import CompiledChain, compile_chain, made_elsewhere
 from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants, installed_version
 from .cuda_runtime import Gpu, current_gpu, import_runtime
 from .tensorrt_build import NOT_WRITTEN
 from .tensorrt_chain import TensorRtChain
+from .tensorrt_choice import plan_options_of
 from .tensorrt_plan import PlanOptions
 
 PLAN = "engine.plan"
@@ -57,6 +59,9 @@ class TensorRtEngine:
     """Engines ``tensorrt`` and ``tensorrt-rtx``.
 
     ``position_stable`` is not claimed: it has not been measured on a GPU, so they run at batch 1 until it has.
+
+    Args:
+        plan_options: how plans are made; default: as the last build chose for the bundle (``tensorrt_choice.py``).
     """
 
     position_stable = False
@@ -65,7 +70,7 @@ class TensorRtEngine:
     def __init__(self, flavour: Flavour = TENSORRT, *, plan_options: PlanOptions | None = None) -> None:
         self.flavour = flavour
         self.name = flavour.engine
-        self.plan_options = plan_options or PlanOptions()
+        self.plan_options = plan_options
 
     @property
     def version(self) -> str | None:
@@ -74,29 +79,26 @@ class TensorRtEngine:
 
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
         """Return why TensorRT cannot be used, with the remedy."""
-        version = self.version
-        if version is None:
-            return f"{self.name} is not installed: pip install 'lare2-rt[{self.flavour.extra}]' (docs/gpu.md)"
-        if self.flavour is TENSORRT and _numbers(version) < _OLDEST:
-            oldest = ".".join(map(str, _OLDEST))
-            return f"TensorRT {version} is too old: install {oldest} or newer, pip install 'lare2-rt[tensorrt]'"
+        reason = self._library()
+        if reason is not None:
+            return reason
         if options.precision not in (None, "fp16"):
             return f"{self.name} computes in fp16 here, not in {options.precision}; leave --precision out"
         try:
             _variants(bundle, options)
         except BundleError:
             return f"{bundle.path} has no fp16 graphs for GPUs: build it with 'python export/build_engines.py --half'"
-        try:
-            current_gpu()
-        except EngineError as error:
-            return str(error)
-        return None
+        return self._device() or self._plans(bundle, options)
+
+    def machine_lacks(self) -> str | None:
+        """Return what of library, driver and GPU is missing here, with the remedy, whatever the bundle."""
+        return self._library() or self._device()
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``; raises EngineError where there is no GPU."""
         gpu, variants = current_gpu(), _variants(bundle, options)
         version = self.version or ""
-        facts: dict[str, str | int] = {"engine": self.name, "version": version, **self._facts(gpu)}
+        facts = {"engine": self.name, "version": version, **self._facts(gpu, self._options(bundle, options))}
         key = build_key(bundle, variants, facts)
         device = f"cuda:0 ({gpu.name})"
         return EngineInfo(self.name, version, device, "fp16", variants["egre"].batch, options.threads, key)
@@ -129,12 +131,46 @@ class TensorRtEngine:
         def build(variant: Variant, folder: Path) -> None:
             self._build(bundle, variant, folder / PLAN, timings, options)
 
-        facts = self._facts(current_gpu())
+        facts = self._plan_facts(bundle, options)
         return compile_chain(bundle, variants, options, info=info, facts=facts, build=build), info, variants
+
+    def _library(self) -> str | None:
+        version = self.version
+        if version is None:
+            return f"{self.name} is not installed: pip install 'lare2-rt[{self.flavour.extra}]' (docs/gpu.md)"
+        if self.flavour is TENSORRT and _numbers(version) < _OLDEST:
+            oldest = ".".join(map(str, _OLDEST))
+            return f"TensorRT {version} is too old: install {oldest} or newer, pip install 'lare2-rt[tensorrt]'"
+        return None
+
+    def _device(self) -> str | None:
+        try:
+            current_gpu()
+        except EngineError as error:
+            return str(error)
+        return None
+
+    def _plans(self, bundle: Bundle, options: EngineOptions) -> str | None:
+        """Plans of this bundle that are of no use here are told: a wrong environment is not mended by building."""
+        if options.build_anew:
+            return None
+        info, facts = self.describe(bundle, options), self._plan_facts(bundle, options)
+        found = made_elsewhere(bundle, _variants(bundle, options), options, info=info, facts=facts)
+        if found is None:
+            return None
+        here = facts(_variants(bundle, options)["egre"])
+        return (
+            f"the plans of this bundle were built by {self.name} {found['version']} for {found['facts'].get('gpu')}, "
+            f"and here are {info.version} and {here['gpu']}: go back to that, or build new ones with "
+            f"'lare2-rt bench --engine {self.name}'"
+        )
+
+    def _options(self, bundle: Bundle, options: EngineOptions) -> PlanOptions:
+        return self.plan_options or plan_options_of(self.name, bundle, options.cache)
 
     def _build(self, bundle: Bundle, variant: Variant, target: Path, timings: Path, options: EngineOptions) -> None:
         """Build one plan in a process of its own, telling its progress; raises EngineError or OSError."""
-        settings = json.dumps(asdict(self.plan_options))
+        settings = json.dumps(asdict(self._options(bundle, options)))
         arguments = [self.flavour.module, str(bundle.graph_path(variant)), str(target), str(timings), settings]
         command = [sys.executable, "-m", f"{__package__}.tensorrt_build", *arguments]
         last = ""
@@ -164,14 +200,24 @@ class TensorRtEngine:
             why = said[-1][:300] if said else f"the process ended with {child.returncode}; free memory and try again"
             raise EngineError(f"{self.name} cannot build {variant.graph}: {why}")
 
-    def _facts(self, gpu: Gpu) -> dict[str, str | int]:
-        """What decides a plan beside the graph, the engine and its version."""
+    def _plan_facts(self, bundle: Bundle, options: EngineOptions) -> Callable[[Variant], dict[str, str | int]]:
+        """Return what decides a plan beside the ONNX files, the engine, its version and the precision."""
+        facts = self._facts(current_gpu(), self._options(bundle, options))
+
+        def of(variant: Variant) -> dict[str, str | int]:
+            shapes = {spec.name: spec.shape for spec in (*variant.inputs, *variant.outputs)}
+            return {**facts, "shapes": json.dumps(shapes, sort_keys=True)}
+
+        return of
+
+    @staticmethod
+    def _facts(gpu: Gpu, options: PlanOptions) -> dict[str, str | int]:
         return {
             "gpu": gpu.name,
             "capability": gpu.capability,
             "driver": gpu.driver,
             "cuda": gpu.runtime // 1000,
-            "options": json.dumps(asdict(self.plan_options), sort_keys=True),
+            "options": json.dumps(asdict(options), sort_keys=True),
         }
 
     def _import(self) -> Any:  # noqa: ANN401 - the binding has no types

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from ..manifest import COMPONENTS, ComponentName, TensorSpec, Variant
+from ..manifest import COMPONENTS, ComponentName, Variant
 from ..noise import Noise
-from .contract import ChainOutput, EngineInfo, Float32, UInt8, WindowOutput
+from .contract import ChainOutput, EngineInfo, Float32, UInt8, WindowOutput, tensors_of
 from .cuda_runtime import ALIGNMENT, Buffer, Cuda
 from .tensorrt_plan import Messages, make_logger
 
@@ -186,7 +186,14 @@ class _Contexts:
         self._engines: dict[ComponentName, Any] = {}
         self._contexts: dict[ComponentName, Any] = {}
         self._logger: Any = make_logger(trt, self._messages)
-        self._runtime: Any = trt.Runtime(self._logger)
+        try:
+            self._runtime: Any = trt.Runtime(self._logger)
+        except (
+            TypeError
+        ) as error:  # the constructor gave nothing, as TensorRT does without a GPU or driver that it knows
+            raise EngineError(
+                f"TensorRT cannot start ({self._messages.last}): check the GPU and its driver (lare2-rt doctor)"
+            ) from error
         stack.callback(self._release)
         for name in COMPONENTS:
             engine = self._runtime.deserialize_cuda_engine(plans[name])
@@ -240,12 +247,7 @@ class _Contexts:
 
 def _allocate(cuda: Cuda, variants: Mapping[ComponentName, Variant]) -> dict[str, Buffer]:
     """Return one device buffer a tensor; what one component gives and the next takes is the same buffer."""
-    specs: dict[str, TensorSpec] = {}
-    for variant in variants.values():
-        for spec in (*variant.inputs, *variant.outputs):
-            known = specs.setdefault(spec.name, spec)
-            if (known.dtype, known.shape) != (spec.dtype, spec.shape):
-                raise EngineError(f"two components disagree about {spec.name}; build the bundle again")
+    specs = tensors_of(variants)
     return {name: cuda.allocate(spec.shape, np.dtype(spec.dtype)) for name, spec in specs.items()}
 
 

@@ -18,6 +18,7 @@ from ..errors import EngineError
 
 Progress = Callable[[str], None]
 _PROGRESS_SECONDS = 5.0
+LEVELS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,12 @@ class PlanOptions:
     level: int = 3
     tf32: bool = False
     target: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= LEVELS:
+            raise ValueError(f"TensorRT's builder optimisation level is 0 to {LEVELS}, not {self.level}")
+        if self.workspace is not None and self.workspace < 1:
+            raise ValueError(f"a workspace of {self.workspace} bytes leaves nothing to work with")
 
 
 class Messages:
@@ -95,6 +102,7 @@ def build_plan(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(os.fspath(graph)):
         raise EngineError(f"TensorRT does not take {graph.name}: {_parser_errors(parser)}; report it")
+    _check_half(trt, network, graph.name)
     config = builder.create_builder_config()
     cache = _configure(trt, config, options, timings=timings, progress=progress)
     monitor = _monitor(trt, graph.name, progress)
@@ -111,6 +119,20 @@ def _parser_errors(parser: Any) -> str:  # noqa: ANN401
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     said = [f"{error.node_name() or 'graph'} ({error.node_operator()}): {error.desc()}" for error in found]
     return " ".join("; ".join(said).split())[:240] or "it gave no reason"
+
+
+def _check_half(trt: Any, network: Any, name: str) -> None:  # noqa: ANN401
+    """Refuse a graph in float32, of which TensorRT would make a slow plan without a word.
+
+    Convolutions tell: all of them are in half in the graphs for GPUs, whatever lies around them.
+    """
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.CONVOLUTION and layer.get_output(0).dtype != trt.DataType.HALF:
+            raise EngineError(
+                f"{name} computes in float32 where half precision is asked for ({layer.name}); build the bundle again "
+                "with 'python export/build_engines.py --half'"
+            )
 
 
 def _configure(
