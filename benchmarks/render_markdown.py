@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from throughput_blocks import in_order
 from throughput_rows import ROWS
 
 Report = Mapping[str, Any]
-_NONE = "—"
+NONE = "—"
 _UNSTEADY, _BUSY = "†", "‡"
 # A resting process that uses more of one core than this takes something from the one that is timed.
 _IDLE_LIMIT = 0.02
@@ -22,7 +20,7 @@ def readme_table(report: Report) -> str:
     return "\n\n".join(
         part
         for part in (
-            _table(header, [_readme_row(row) for row in report["rows"]]),
+            table(header, [_readme_row(row) for row in report["rows"]]),
             _notes(report),
             _caption(report)
             + " Error of LaRE: relative L2 of the worst image against the reference; of the logit: largest difference "
@@ -34,15 +32,15 @@ def readme_table(report: Report) -> str:
 
 def _readme_row(row: Report) -> list[str]:
     if row["status"] != "measured":
-        return [_name(row), *[_NONE] * 6]
+        return [row_name(row), *[NONE] * 6]
     logit = row["fidelity"]["logit"]["over_standard_deviation"]
     return [
-        _name(row),
+        row_name(row),
         milliseconds(row["latency_ms"]["p50"]),
         f"{row['speedup']:.2f} ×",
-        _percent(row["share_of_peak"]),
-        _gigabytes(row["memory"]["peak_bytes"]),
-        _error(row["fidelity"]["lare"], "worst_relative_l2"),
+        percent(row["share_of_peak"]),
+        gigabytes(row["memory"]["peak_bytes"]),
+        error(row["fidelity"]["lare"], "worst_relative_l2"),
         "broken" if logit is None else f"{scientific(logit)} σ",
     ]
 
@@ -64,23 +62,23 @@ def speed_table(report: Report) -> str:
     lines = []
     for row in report["rows"]:
         if row["status"] != "measured":
-            lines.append([_name(row), *[_NONE] * (len(header) - 1)])
+            lines.append([row_name(row), *[NONE] * (len(header) - 1)])
             continue
         low, high = row["speedup_range"]
         rounds = row["rounds"]
         lines.append(
             [
-                _name(row),
+                row_name(row),
                 *(milliseconds(row["latency_ms"][name]) for name in ("p50", "p90", "p99")),
                 milliseconds(row["reference_latency_ms"]["p50"]),
                 f"{row['speedup']:.2f} ({low:.2f} to {high:.2f})",
                 f"{row['images_per_second']:.3g}",
                 f"{row['gflops']:.0f}",
-                _percent(row["share_of_peak"]),
+                percent(row["share_of_peak"]),
                 f"{rounds['steady']} + {rounds['strayed']} strayed",
             ]
         )
-    return "\n\n".join(part for part in (_table(header, lines), _notes(report), _caption(report)) if part)
+    return "\n\n".join(part for part in (table(header, lines), _notes(report), _caption(report)) if part)
 
 
 def fidelity_table(report: Report) -> str:
@@ -90,17 +88,17 @@ def fidelity_table(report: Report) -> str:
     lines = []
     for row in report["rows"]:
         if row["status"] != "measured":
-            lines.append([_name(row), *[_NONE] * (len(header) - 1)])
+            lines.append([row_name(row), *[NONE] * (len(header) - 1)])
             continue
         fidelity = row["fidelity"]
         lines.append(
             [
-                _name(row),
-                *(_error(fidelity[name], "worst_relative_l2") for name in ("latent", "noise_prediction", "lare")),
-                _error(fidelity["lare"], "max_abs"),
-                _error(fidelity.get("embedding"), "worst_relative_l2"),
-                _error(fidelity["logit"], "max_difference"),
-                _error(fidelity["logit"], "over_standard_deviation"),
+                row_name(row),
+                *(error(fidelity[name], "worst_relative_l2") for name in ("latent", "noise_prediction", "lare")),
+                error(fidelity["lare"], "max_abs"),
+                error(fidelity.get("embedding"), "worst_relative_l2"),
+                error(fidelity["logit"], "max_difference"),
+                error(fidelity["logit"], "over_standard_deviation"),
                 "yes" if row["same_bits_again"] else "no",
             ]
         )
@@ -117,7 +115,7 @@ def fidelity_table(report: Report) -> str:
             " The noise prediction of the shipped engines is that of the same graph with one more output, whose LaRE "
             + (f"is within {scientific(max(apart))} of the row's." if max(apart) else "has the row's own bits.")
         )
-    return _table(header, lines) + "\n\n" + note
+    return table(header, lines) + "\n\n" + note
 
 
 def start_table(report: Report) -> str:
@@ -126,23 +124,23 @@ def start_table(report: Report) -> str:
     lines = []
     for row in report["rows"]:
         if row["status"] != "measured":
-            lines.append([_name(row), *[_NONE] * (len(header) - 1)])
+            lines.append([row_name(row), *[NONE] * (len(header) - 1)])
             continue
         builds, memory = row["builds"].values(), row["memory"]
         load = row["load_s"]
         lines.append(
             [
-                _name(row),
-                f"{sum(build['seconds'] for build in builds):.0f} s" if builds else _NONE,
-                _gigabytes(max(build["peak_bytes"] for build in builds)) if builds else _NONE,
+                row_name(row),
+                f"{sum(build['seconds'] for build in builds):.0f} s" if builds else NONE,
+                gigabytes(max(build["peak_bytes"] for build in builds)) if builds else NONE,
                 f"{row['import_s']:.1f} s",
-                _NONE if load is None else f"{load:.1f} s",
+                NONE if load is None else f"{load:.1f} s",
                 f"{row['first_run_s']:.1f} s",
-                _gigabytes(memory["peak_bytes"]),
-                _gigabytes(memory["resident_bytes"]),
+                gigabytes(memory["peak_bytes"]),
+                gigabytes(memory["resident_bytes"]),
             ]
         )
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def conditions_table(report: Report) -> str:
@@ -167,7 +165,7 @@ def conditions_table(report: Report) -> str:
     for name, layout in sorted(report["layout"].items()):
         times = ", ".join(f"{key} {milliseconds(min(values) * 1e3)} ms" for key, values in layouts[name].items())
         lines.append([f"layout of {name} in eager", f"{layout} ({times})"])
-    return _table(["", ""], lines)
+    return table(["", ""], lines)
 
 
 def plot(report: Report) -> str:
@@ -177,55 +175,7 @@ def plot(report: Report) -> str:
 
 def row_list(report: Report | None = None) -> str:
     """Every row with what runs and why it is there; needs no measurement."""
-    return _table(["row", "what runs", "what it stands for"], [[f"`{r.name}`", r.title, r.stands_for] for r in ROWS])
-
-
-def components_table(report: Report) -> str:
-    """Profile: time of each component."""
-    parts = report["parts"]
-    medians = {
-        engine: {name: statistics.median(times) for name, times in part["components"].items()}
-        for engine, part in parts.items()
-    }
-    lines = []
-    for name, flop in report["flop"].items():
-        cells = [f"{milliseconds(times[name] * 1e3)} ms" for times in medians.values()]
-        lines.append([f"`{name}`", f"{flop / 1e9:.2f}", *cells])
-    return _table(["component", "GFLOP", *medians], lines)
-
-
-def blocks_table(report: Report) -> str:
-    """Profile: time of each block of the UNet."""
-    eager = {name: statistics.median(times) for name, times in report["parts"]["eager"]["blocks"].items()}
-    part = report["parts"]["onnxruntime"]
-    graph: Mapping[str, float] = part["blocks"]
-    lines = [
-        [f"`{block}`", *(milliseconds(side[block] * 1e3) if block in side else _NONE for side in (eager, graph))]
-        for block in in_order({*eager, *graph})
-    ]
-    tables = [_table(["block of the UNet", "eager, ms", "onnxruntime, ms"], lines)]
-    tables.append(f"{_percent(part['named_share'])} of onnxruntime's time is in nodes that still carry a layer's name.")
-    operators = sorted(part["operators"].items(), key=lambda item: -item[1])[:12]
-    total = sum(part["operators"].values())
-    cells = [[f"`{name}`", milliseconds(seconds * 1e3), _percent(seconds / total)] for name, seconds in operators]
-    tables.append(_table(["operator", "onnxruntime, ms", "share"], cells))
-    return "\n\n".join(tables)
-
-
-def sizes_table(report: Report) -> str:
-    """Profile: cost against draws and images."""
-    points: dict[tuple[int, int], dict[str, Report]] = {}
-    for size in report["sizes"]:
-        points.setdefault((size["ensemble"], size["batch"]), {})[size["engine"]] = size
-    lines = []
-    for (ensemble, batch), engines in sorted(points.items(), key=lambda item: (item[0][1], item[0][0])):
-        cells = [str(ensemble), str(batch)]
-        for engine in ("eager", "onnxruntime"):
-            seconds = statistics.median(engines[engine]["seconds"]) / batch
-            cells += [milliseconds(seconds * 1e3), _gigabytes(engines[engine]["peak_bytes"])]
-        lines.append(cells)
-    header = ["draws", "images", "eager, ms an image", "peak memory", "onnxruntime, ms an image", "peak memory"]
-    return _table(header, lines)
+    return table(["row", "what runs", "what it stands for"], [[f"`{r.name}`", r.title, r.stands_for] for r in ROWS])
 
 
 THROUGHPUT: dict[str, Callable[[Report], str]] = {
@@ -235,11 +185,6 @@ THROUGHPUT: dict[str, Callable[[Report], str]] = {
     "throughput-start": start_table,
     "throughput-conditions": conditions_table,
     "throughput-plot": plot,
-}
-PROFILE: dict[str, Callable[[Report], str]] = {
-    "profile-components": components_table,
-    "profile-blocks": blocks_table,
-    "profile-sizes": sizes_table,
 }
 
 
@@ -256,24 +201,27 @@ def scientific(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def _error(entry: Mapping[str, float | None] | None, field: str) -> str:
+def error(entry: Mapping[str, float | None] | None, field: str) -> str:
+    """One figure of a comparison; what was not compared, or is not finite, says so."""
     if entry is None:
-        return _NONE
+        return NONE
     value = entry[field]
     return "broken" if value is None else scientific(value)
 
 
-def _percent(share: float | None) -> str:
-    return _NONE if share is None else f"{100 * share:.0f} %"
+def percent(share: float | None) -> str:
+    """Whole per cent: 71 %."""
+    return NONE if share is None else f"{100 * share:.0f} %"
 
 
-def _gigabytes(count: float) -> str:
+def gigabytes(count: float) -> str:
+    """Bytes in decimal units: 5.3 GB, 974 MB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _shares(flop: Mapping[str, int]) -> str:
     total = sum(flop.values())
-    return ", ".join(f"{name} {_percent(count / total)}" for name, count in flop.items())
+    return ", ".join(f"{name} {percent(count / total)}" for name, count in flop.items())
 
 
 def _unsteady(row: Report) -> bool:
@@ -284,7 +232,8 @@ def _busy(row: Report) -> bool:
     return bool(max(row["idle_cpu_share"].values()) > _IDLE_LIMIT)
 
 
-def _name(row: Report) -> str:
+def row_name(row: Report) -> str:
+    """A row's name as code: ours in bold, with the marks of the notes below its table."""
     measured = row["status"] == "measured"
     marks = (_UNSTEADY if measured and _unsteady(row) else "") + (_BUSY if measured and _busy(row) else "")
     name = f"`{row['name']}`{f' {marks}' if marks else ''}"
@@ -326,7 +275,8 @@ def _caption(report: Report) -> str:
     )
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """One Markdown table; from four columns on, all but the first are aligned to the right."""
     alignment = ["---", *["--:"] * (len(header) - 1)] if len(header) > 3 else ["---"] * len(header)
     return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in (header, alignment, *lines))
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+from throughput_laps import Laps
 from throughput_setup import Arrays, Setup
 from throughput_torch import TUNED, load_plain, networks, set_layout, to_batch
 from torch import Tensor, nn
@@ -66,6 +67,7 @@ class CompiledRunner:
         }
         for network in networks(reference).values():
             set_layout(network, "channels_last")
+        self.laps = Laps()
         self._posterior = torch.from_numpy(reference.noise.posterior)
         self._ensemble = torch.from_numpy(reference.noise.ensemble)
         steps = (EncodeStep(reference.extractor), NoiseStep(reference.extractor), reference.clip, reference.egre)
@@ -76,11 +78,16 @@ class CompiledRunner:
     @torch.no_grad()  # freezing does nothing where a gradient might be asked for
     def run(self, picture: Pixels) -> Arrays:
         """See ``Runner.run``."""
-        latent = self._encode(to_batch(picture.image), self._posterior)
-        lare, prediction = self._predict(latent, self._ensemble)
-        embedding, layer3 = self._clip(to_batch(picture.crop))
-        logits = self._head(lare, embedding, layer3)[0]
-        tensors = {"latent": latent, "noise_prediction": prediction, "lare": lare, "logits": logits}
+        with self.laps("vae_encoder"):
+            latent = self._encode(to_batch(picture.image), self._posterior)
+        with self.laps("unet_step"):
+            lare, prediction = self._predict(latent, self._ensemble)
+        with self.laps("clip_backbone"):
+            embedding, layer3 = self._clip(to_batch(picture.crop))
+        with self.laps("egre"):
+            logits = self._head(lare, embedding, layer3)[0]
+        tensors = {"latent": latent, "noise_prediction": prediction, "lare": lare}
+        tensors |= {"embedding": embedding, "logits": logits}
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def check(self, picture: Pixels) -> Arrays:

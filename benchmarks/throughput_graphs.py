@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from throughput_laps import Laps
 from throughput_setup import PREDICTIONS, Arrays, Setup, graph_name, load_arrays
 
 from lare2_rt.bundle import Bundle
-from lare2_rt.engines import EngineOptions, OpenEngine, open_engine
+from lare2_rt.engines import Engine, EngineOptions, OpenEngine, engine_named, load_engine, why_not
 from lare2_rt.engines.chain import ComponentChain
 from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
+from lare2_rt.engines.winograd import WinogradEngine
+from lare2_rt.errors import EngineError
 from lare2_rt.manifest import COMPONENTS
 from lare2_rt.preprocess import Pixels
 
@@ -25,6 +28,8 @@ Open = Callable[[Path], Call]
 _MEAN = np.array((0.485, 0.456, 0.406), np.float32)[:, None, None]
 _STD = np.array((0.229, 0.224, 0.225), np.float32)[:, None, None]
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)
+# Steps on the way to a shipped engine: the same code with one of its optimisations switched off.
+_STEPS: dict[str, Engine] = {"winograd-small": WinogradEngine(tiles=(2,))}
 
 
 class PlainRunner:
@@ -32,7 +37,7 @@ class PlainRunner:
 
     def __init__(self, setup: Setup, folder: Path, open_graph: Open, facts: Mapping[str, Any]) -> None:
         bundle = setup.opened()
-        self.facts = dict(facts)
+        self.facts, self.laps = dict(facts), Laps()
         self._method, self._noise = bundle.manifest.method, bundle.noise
         self._timestep = np.array([self._method.timestep], np.int64)
         self._prompt = np.load(folder / "prompt.npy", allow_pickle=False)
@@ -43,21 +48,25 @@ class PlainRunner:
     def run(self, picture: Pixels) -> Arrays:
         """See ``Runner.run``."""
         method, noise = self._method, self._noise
-        pixels = (picture.image.transpose(2, 0, 1)[None].astype(np.float32) / 255 - 0.5) * 2
-        mean, log_variance = np.split(self._vae({"sample": pixels})[0], 2, axis=1)
-        std = np.exp(0.5 * log_variance.clip(*_LOG_VARIANCE_RANGE))
-        latent = (mean + std * noise.posterior) * np.float32(method.scaling_factor)
-        signal, level = (np.float32(root) for root in np.sqrt([method.alpha_bar, 1 - method.alpha_bar]))
-        noisy = signal * latent + level * noise.ensemble
-        target = noise.ensemble
-        if method.prediction_type == "v_prediction":
-            target = signal * noise.ensemble - level * latent
-        inputs = {"sample": noisy, "timestep": self._timestep, "encoder_hidden_states": self._prompt}
-        prediction = self._unet(inputs)[0]
-        lare = np.square(prediction - target).mean(axis=0, keepdims=True)
-        crop = (picture.crop.transpose(2, 0, 1).astype(np.float32) / 255 - _MEAN) / _STD
-        embedding, layer3 = self._clip({"pixel_values": crop[None]})
-        logits = self._head({"lare": lare, "embedding": embedding, "layer3": layer3})[0]
+        with self.laps("vae_encoder"):
+            pixels = (picture.image.transpose(2, 0, 1)[None].astype(np.float32) / 255 - 0.5) * 2
+            mean, log_variance = np.split(self._vae({"sample": pixels})[0], 2, axis=1)
+            std = np.exp(0.5 * log_variance.clip(*_LOG_VARIANCE_RANGE))
+            latent = (mean + std * noise.posterior) * np.float32(method.scaling_factor)
+        with self.laps("unet_step"):
+            signal, level = (np.float32(root) for root in np.sqrt([method.alpha_bar, 1 - method.alpha_bar]))
+            noisy = signal * latent + level * noise.ensemble
+            target = noise.ensemble
+            if method.prediction_type == "v_prediction":
+                target = signal * noise.ensemble - level * latent
+            inputs = {"sample": noisy, "timestep": self._timestep, "encoder_hidden_states": self._prompt}
+            prediction = self._unet(inputs)[0]
+            lare = np.square(prediction - target).mean(axis=0, keepdims=True)
+        with self.laps("clip_backbone"):
+            crop = (picture.crop.transpose(2, 0, 1).astype(np.float32) / 255 - _MEAN) / _STD
+            embedding, layer3 = self._clip({"pixel_values": crop[None]})
+        with self.laps("egre"):
+            logits = self._head({"lare": lare, "embedding": embedding, "layer3": layer3})[0]
         return {
             "latent": latent,
             "noise_prediction": prediction,
@@ -75,17 +84,21 @@ class StepRunner:
     """Our components, one onnxruntime session each, taken from wherever the step before the shipped engine has them."""
 
     def __init__(self, setup: Setup, graphs: Mapping[str, Path]) -> None:
-        self.facts = onnxruntime_facts(setup.threads)
+        self.facts, self.laps = onnxruntime_facts(setup.threads), Laps()
         self._noise = setup.opened().noise
         self._calls = {name: open_onnxruntime(setup.threads)(path) for name, path in graphs.items()}
 
     def run(self, picture: Pixels) -> Arrays:
         """See ``Runner.run``."""
         noise, calls = self._noise, self._calls
-        latent = calls["vae_encoder"]({"image": picture.image[None], "posterior_noise": noise.posterior})[0]
-        lare = calls["unet_step"]({"latent": latent, "noise": noise.ensemble})[0]
-        embedding, layer3 = calls["clip_backbone"]({"crop": picture.crop[None]})
-        logits = calls["egre"]({"lare": lare, "embedding": embedding, "layer3": layer3})[0]
+        with self.laps("vae_encoder"):
+            latent = calls["vae_encoder"]({"image": picture.image[None], "posterior_noise": noise.posterior})[0]
+        with self.laps("unet_step"):
+            lare = calls["unet_step"]({"latent": latent, "noise": noise.ensemble})[0]
+        with self.laps("clip_backbone"):
+            embedding, layer3 = calls["clip_backbone"]({"crop": picture.crop[None]})
+        with self.laps("egre"):
+            logits = calls["egre"]({"lare": lare, "embedding": embedding, "layer3": layer3})[0]
         return {"latent": latent, "lare": lare, "embedding": embedding, "logits": logits}
 
     def check(self, picture: Pixels) -> Arrays:
@@ -97,14 +110,15 @@ class EngineRunner:
     """An engine through the public runtime, as a user has it.
 
     Its shipped graphs keep the noise prediction to themselves, so ``predictions`` has that of every picture, from the
-    same engine on the same graph with one more output, and the LaRE that came with it.
+    same engine on the same graph with one more output, and the LaRE that came with it; empty where nobody asked.
     """
 
     def __init__(self, engine: OpenEngine, setup: Setup, predictions: Sequence[Arrays]) -> None:
         info = engine.info
-        self._engine, self._noise = engine, setup.opened().noise
+        self._engine, self._noise, self.laps = engine, setup.opened().noise, Laps()
         self._predictions = {
-            picture.image.tobytes(): arrays for picture, arrays in zip(setup.pictures(), predictions, strict=True)
+            picture.image.tobytes(): arrays
+            for picture, arrays in zip(setup.pictures(), predictions, strict=bool(predictions))
         }
         self.facts: dict[str, Any] = {
             "engine": f"{info.name} {info.version} {info.device} {info.precision}",
@@ -115,6 +129,7 @@ class EngineRunner:
     def run(self, picture: Pixels) -> Arrays:
         """See ``Runner.run``."""
         output = self._engine.run(picture.image[None], picture.crop[None])
+        self.laps.seconds = {name: milliseconds / 1e3 for name, milliseconds in output.timings.items()}
         return {"lare": output.lare, "embedding": output.embedding, "logits": output.logits}
 
     def check(self, picture: Pixels) -> Arrays:
@@ -122,9 +137,11 @@ class EngineRunner:
         assert isinstance(self._engine, ComponentChain)
         inputs = {"image": picture.image[None], "posterior_noise": self._noise.posterior}
         latent = np.array(self._engine.components["vae_encoder"](inputs)["latent"])
-        probed = self._predictions[picture.image.tobytes()]
-        inner = {"latent": latent, "noise_prediction": probed["noise_prediction"], "probed_lare": probed["lare"]}
-        return {**self.run(picture), **inner}
+        arrays = {**self.run(picture), "latent": latent}
+        if self._predictions:
+            probed = self._predictions[picture.image.tobytes()]
+            arrays |= {"noise_prediction": probed["noise_prediction"], "probed_lare": probed["lare"]}
+        return arrays
 
 
 def open_onnxruntime_plain(setup: Setup, folder: str | None) -> PlainRunner:
@@ -180,10 +197,24 @@ def open_public(setup: Setup, name: str | None) -> EngineRunner:
     return EngineRunner(open_by_name(setup, name), setup, predictions)
 
 
+def open_step(setup: Setup, name: str | None) -> EngineRunner:
+    """Open a step on the way to a shipped engine, by its name in ``_STEPS``."""
+    assert name is not None
+    return EngineRunner(open_by_name(setup, name), setup, [])
+
+
 def open_by_name(setup: Setup, name: str) -> OpenEngine:
-    """Open an engine by its public name; what it compiles is kept below ``work``."""
-    options = EngineOptions(threads=setup.threads, batch=1, cache=setup.folder("engines"))
-    return open_engine(name, setup.opened(), options)[0]
+    """Open an engine by its public name, or a step towards one; what it compiles is kept below ``work``.
+
+    Raises:
+        EngineError: it cannot be used here. It is not held against the bundle's own answers: the columns of fidelity do
+            that, and an engine that fails must show there.
+    """
+    bundle, options = setup.opened(), EngineOptions(threads=setup.threads, batch=1, cache=setup.folder("engines"))
+    engine = _STEPS.get(name) or engine_named(name)
+    if (reason := why_not(engine, bundle, options)) is not None:
+        raise EngineError(reason)
+    return load_engine(engine, bundle, options)
 
 
 def compile_engine(setup: Setup, name: str) -> dict[str, Any]:

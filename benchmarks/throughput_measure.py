@@ -22,7 +22,7 @@ from lare2_rt.metrics import difference
 Report = Callable[[str], None]
 ImageArrays = Sequence[Mapping[str, NDArray[Any]]]
 
-_COMPARED = ("latent", "noise_prediction", "lare")
+_COMPARED = ("latent", "noise_prediction", "lare", "embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +150,8 @@ def _figures(
         def play(index: int) -> Turn:
             time.sleep(schedule.settle)
             before = resting.cpu_seconds()
-            seconds = active.ask("run", index)
-            return Turn(seconds, resting.cpu_seconds() - before)
+            seconds, components = active.ask("run", index)
+            return Turn(seconds, resting.cpu_seconds() - before, components)
 
         return play
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from throughput_laps import Laps
 from throughput_setup import Arrays, Setup
-from throughput_torch import TUNED, converter, first_layer, load_plain, outputs, to_batch
+from throughput_torch import TUNED, converter, first_layer, load_plain, run_reference
 from torch import Tensor, nn
 
 from lare2_ref.mini import seed_weights
@@ -43,6 +44,7 @@ class OfficialRunner:
             "text_encoder": "for every image",
             "noise": "drawn for every image; the bundle's for the fidelity columns",
         }
+        self.laps = Laps()
         for name in TUNED:
             first_layer(reference, name).register_forward_pre_hook(converter("contiguous"))
 
@@ -58,11 +60,8 @@ class OfficialRunner:
 
     @torch.no_grad()
     def _run(self, picture: Pixels, posterior: Tensor, ensemble: Tensor) -> Arrays:
-        extractor = self.reference.extractor
-        extractor.prompt_embeds = self._encode()
-        lare = extractor(to_batch(picture.image), posterior, ensemble)
-        clip = self.reference.clip(to_batch(picture.crop))
-        return outputs(lare, clip, self.reference.egre(lare.lare, clip.embedding, clip.layer3))
+        self.reference.extractor.prompt_embeds = self._encode()
+        return run_reference(self.reference, picture, posterior, ensemble, self.laps)
 
 
 def open_official(setup: Setup, argument: str | None) -> OfficialRunner:

@@ -29,7 +29,8 @@ class Options:
 
     Attributes:
         limit: bytes that both processes may take together; fresh: measure finished rows again.
-        profile: where the time goes, instead of the rows; out: the report, None for the default place.
+        profile: where the time goes, instead of the rows; sizes: with what more draws and images cost.
+        out: the report, None for the default place.
     """
 
     setup: Setup
@@ -39,6 +40,7 @@ class Options:
     fresh: bool
     profile: bool
     out: Path | None
+    sizes: bool = True
 
     def out_path(self, model: str) -> Path:
         """Return where the report goes, for a model of this name."""
@@ -49,13 +51,10 @@ class Options:
 def parse(arguments: Sequence[str] | None) -> Options:
     """Return the options of a command line; raises UsageError, or exits as argparse does."""
     given = parser().parse_args(arguments)
-    threads = available_threads() if given.threads is None else given.threads
-    if not 1 <= threads <= processors():
-        raise UsageError(f"--threads must lie between 1 and {processors()}, what this process may use, not {threads}")
     if given.rounds < 1 or given.limit < 1 or not (0 < given.memory < math.inf):
         raise UsageError("--rounds, --limit and --memory must be positive")
     images = find_images([given.images] if given.images else _IMAGES, given.limit)
-    setup = _setup(given, threads, images)
+    setup = setup_of(given, images)
     return Options(
         setup=setup,
         schedule=Schedule(rounds=given.rounds, images=len(images), repeats=max(2, given.rounds)),
@@ -63,6 +62,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         limit=int(given.memory * 1e9),
         fresh=given.fresh,
         profile=given.profile,
+        sizes=not given.no_sizes,
         out=given.out,
     )
 
@@ -90,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", type=Path, help="report (default: benchmarks/results/throughput-MODEL.json)")
     result.add_argument("--fresh", action="store_true", help="measure finished rows again")
     result.add_argument("--profile", action="store_true", help="where the time goes, instead of the rows")
+    result.add_argument("--no-sizes", action="store_true", help="profile without other numbers of draws and images")
     return result
 
 
@@ -114,7 +115,15 @@ def find_images(folders: Sequence[Path], limit: int) -> list[str]:
     return [str(Path(found[index * len(found) // count]).absolute()) for index in range(count)]
 
 
-def _setup(given: argparse.Namespace, threads: int, images: Sequence[str]) -> Setup:
+def setup_of(given: argparse.Namespace, images: Sequence[str]) -> Setup:
+    """Return what ``--model``, ``--model-synthetic``, ``--bundle``, ``--threads`` and ``--work`` ask for.
+
+    Raises:
+        UsageError: a folder is none, or there are not so many processors.
+    """
+    threads = available_threads() if given.threads is None else given.threads
+    if not 1 <= threads <= processors():
+        raise UsageError(f"--threads must lie between 1 and {processors()}, what this process may use, not {threads}")
     if given.model_synthetic:
         model, name = given.model_synthetic, f"synthetic-{given.model_synthetic}"
     else:

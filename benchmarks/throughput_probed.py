@@ -1,7 +1,7 @@
 """The noise prediction of an engine, which shipped graphs keep to themselves.
 
 A bundle is made whose UNet step has the prediction as one more output, the engine compiles that as it compiles any, and
-what it predicts for every image is kept. Bundle and compiled files are gone afterwards: at full size they take 7 GB.
+what it computes for every image is kept.
 """
 
 from __future__ import annotations
@@ -19,47 +19,56 @@ from throughput_setup import PREDICTIONS, Setup, save_arrays
 from lare2_export.components import COMPONENTS
 from lare2_export.onnx_export import add_output
 from lare2_rt.bundle import Bundle, open_bundle
-from lare2_rt.engines import EngineOptions, engine_named, load_engine
+from lare2_rt.engines import EngineOptions, engine_named, load_engine, why_not
 from lare2_rt.engines.chain import ComponentChain
 from lare2_rt.errors import EngineError
 from lare2_rt.integrity import sha256_of
 from lare2_rt.manifest import MANIFEST, NOISE, NOTICE, PARITY, FileEntry, Manifest, TensorSpec, Variant
+from lare2_rt.preprocess import Pixels
 
+PROBED = "probed"
 _STEP = "unet_step"
 
 
-def predict(setup: Setup, name: str) -> dict[str, Any]:
-    """Write every image's ``noise_prediction`` [E,4,h,w] and ``lare`` [1,4,h,w]; returns what was opened.
+def make_bundle(setup: Setup) -> dict[str, Any]:
+    """Write the bundle of all engines' predictions; what they compile of it stays beside it."""
+    return {"id": write_probed(setup.opened(), setup.folder(PROBED) / "bundle").manifest.id}
 
+
+def predict(setup: Setup, name: str, target: str) -> dict[str, Any]:
+    """Write what an engine computes for every image into the folder ``target``; returns what was opened.
+
+    ``latent`` [1,4,h,w], ``noise_prediction`` [E,4,h,w], ``lare`` [1,4,h,w], ``embedding`` [1,D] and ``logits`` [1,2].
     The LaRE tells whether one more output changes what the engine computes.
 
     Raises:
         EngineError: the engine cannot be used here.
     """
-    folder = setup.folder(f"predictions-{name}")
-    bundle = write_probed(setup.opened(), folder / "bundle")
+    folder = setup.folder(PROBED)
+    bundle = open_bundle(folder / "bundle")
     options = EngineOptions(threads=setup.threads, batch=1, cache=folder / "cache")
     engine = engine_named(name)
-    if (reason := engine.why_not(bundle, options)) is not None:
+    if (reason := why_not(engine, bundle, options)) is not None:
         raise EngineError(reason)
     running = load_engine(engine, bundle, options)
     try:
         assert isinstance(running, ComponentChain)
-        arrays = [_predicted(running, bundle, picture.image) for picture in setup.pictures()]
+        arrays = [_computed(running, bundle, picture) for picture in setup.pictures()]
         facts = {"engine": f"{running.info.name} {running.info.version}", "build_key": running.info.build_key}
     finally:
         running.close()
-    save_arrays(folder / PREDICTIONS, arrays)
-    for made in ("bundle", "cache"):
-        shutil.rmtree(folder / made, ignore_errors=True)
+    save_arrays(setup.folder(target) / PREDICTIONS, arrays)
     return facts
 
 
-def _predicted(chain: ComponentChain, bundle: Bundle, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    noise, components = bundle.noise, chain.components
-    latent = components["vae_encoder"]({"image": image[None], "posterior_noise": noise.posterior})["latent"]
-    outputs = components[_STEP]({"latent": latent, "noise": noise.ensemble})
-    return {name: np.array(outputs[name]) for name in ("noise_prediction", "lare")}
+def _computed(chain: ComponentChain, bundle: Bundle, picture: Pixels) -> dict[str, NDArray[np.float32]]:
+    noise, call = bundle.noise, chain.components
+    latent = call["vae_encoder"]({"image": picture.image[None], "posterior_noise": noise.posterior})["latent"]
+    outputs = call[_STEP]({"latent": latent, "noise": noise.ensemble})
+    clip = call["clip_backbone"]({"crop": picture.crop[None]})
+    head = call["egre"]({"lare": outputs["lare"], "embedding": clip["embedding"], "layer3": clip["layer3"]})
+    arrays = {"latent": latent, **outputs, "embedding": clip["embedding"], "logits": head["logits"]}
+    return {name: np.array(array) for name, array in arrays.items()}
 
 
 def write_probed(bundle: Bundle, folder: Path) -> Bundle:

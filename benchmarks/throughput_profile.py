@@ -21,7 +21,7 @@ SCHEMA = "lare2-rt/profile/1"
 ENSEMBLES = (1, 2, 4, 8)
 BATCHES = (1, 2, 4)
 REPEATS = 3
-COMPILING = ("openvino", "mnn", "staged")
+COMPILING = ("openvino", "mnn", "staged", "winograd")
 _OURS = ("lare2_rt", "lare2_export", "lare2_ref")
 
 
@@ -40,8 +40,12 @@ def profile(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
     method = setup.opened().manifest.method
     parts = _parts(json.dumps(prepared["layout"]), method.ensemble)
     builder = Builder(setup, BUILDS | parts, identity=identity, report=report, fresh=options.fresh)
+    measured = {
+        **{name: builder.get(f"profile-{name}").result for name in ("eager", "onnxruntime")},
+        **_usable(builder, report),
+    }
     sizes = []
-    for ensemble, batch in points(method.ensemble):
+    for ensemble, batch in points(method.ensemble) if options.sizes else ():
         for engine in ("eager", "onnxruntime"):
             built = builder.get(_point(engine, ensemble, batch))
             sizes.append(
@@ -62,10 +66,8 @@ def profile(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
         "packages": packages(),
         "method": {"ensemble": method.ensemble, "image_size": method.image_size},
         "flop": prepared["flop"],
-        "parts": {
-            **{name: builder.get(f"profile-{name}").result for name in ("eager", "onnxruntime")},
-            **_usable(builder, report),
-        },
+        "peak_gflops": builder.get("profile-peak").result,
+        "parts": measured,
         "sizes": sizes,
     }
 
@@ -94,6 +96,7 @@ def _parts(layouts: str, ensemble: int) -> dict[str, Build]:
     eager, graphs = "throughput_profile_eager", "throughput_profile_graphs"
     torch_code = ("throughput_torch", "lare2_ref")
     parts = {
+        "profile-peak": Build("throughput_probe:best_product", ()),
         "profile-eager": Build(f"{eager}:profile_eager", torch_code, arguments=(layouts, REPEATS)),
         "profile-onnxruntime": Build(
             f"{graphs}:profile_onnxruntime", ("throughput_graphs", "throughput_blocks", "lare2_rt"), (REPEATS,)
@@ -101,8 +104,12 @@ def _parts(layouts: str, ensemble: int) -> dict[str, Build]:
         "sizes": Build("throughput_exports:export_sizes", _OURS, arguments=(ENSEMBLES, BATCHES)),
     }
     for name in COMPILING:
+        whole = name == "winograd"  # as it runs on onnxruntime, that one's profiler tells its blocks
         parts[f"profile-{name}"] = Build(
-            f"{graphs}:profile_engine", ("throughput_graphs", "lare2_rt"), (name, REPEATS), needs=(f"engine-{name}",)
+            f"{graphs}:profile_{'winograd' if whole else 'engine'}",
+            ("throughput_graphs", "throughput_blocks", "lare2_rt"),
+            (REPEATS,) if whole else (name, REPEATS),
+            needs=(f"engine-{name}",),
         )
     for draws, batch in points(ensemble):
         parts[_point("eager", draws, batch)] = Build(

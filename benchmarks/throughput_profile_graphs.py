@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 from throughput_blocks import OTHER, blocks_of_nodes
 from throughput_graphs import bundle_graphs, open_by_name, open_onnxruntime
+from throughput_layers import clock, measure
 from throughput_setup import Setup, graph_name
 
 from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
+from lare2_rt.engines.winograd import MODEL, WinogradEngine, make_graph
+from lare2_rt.engines.winograd_choose import choose
+from lare2_rt.engines.winograd_rewrite import layers_of
 from lare2_rt.manifest import COMPONENTS
 from lare2_rt.noise import draw_noise
 
 _KERNEL = "_kernel_time"
+_REPEATS = 5  # of one layer, of which the least time counts
 
 
 def profile_onnxruntime(setup: Setup, repeats: int) -> dict[str, Any]:
-    """Return seconds of every repetition for components, and by block and operator type for the UNet.
-
-    ``named_share`` is the part of the kernels' time that the names place in a block or outside of all; where the
-    bundle's nodes are not named after layers it is 0, and only the operator types tell something.
-    """
-    import onnxruntime
-
+    """Return seconds of every repetition for components, and by block and operator type for the UNet."""
     bundle = setup.opened()
     graphs, noise, pictures = bundle_graphs(bundle), bundle.noise, setup.pictures()
     calls = {name: open_onnxruntime(setup.threads)(path) for name, path in graphs.items()}
@@ -40,7 +41,6 @@ def profile_onnxruntime(setup: Setup, repeats: int) -> dict[str, Any]:
         components[name].append(time.perf_counter() - begin)
         return results
 
-    latent = None
     for turn in range(repeats + 1):
         picture = pictures[turn % len(pictures)]
         latent = call("vae_encoder", {"image": picture.image[None], "posterior_noise": noise.posterior})[0]
@@ -48,17 +48,67 @@ def profile_onnxruntime(setup: Setup, repeats: int) -> dict[str, Any]:
         embedding, layer3 = call("clip_backbone", {"crop": picture.crop[None]})
         call("egre", {"lare": lare, "embedding": embedding, "layer3": layer3})
     calls.clear()
-    settings = session_settings(setup.threads)
-    settings.enable_profiling = True
-    settings.profile_file_prefix = str(setup.folder("profile-onnxruntime") / "unet")
-    session = onnxruntime.InferenceSession(str(graphs["unet_step"]), settings, providers=[PROVIDER])
-    for _ in range(repeats + 1):
-        session.run(None, {"latent": latent, "noise": noise.ensemble})
-    events = json.loads(Path(session.end_profiling()).read_bytes())
     return {
         "components": {name: seconds[1:] for name, seconds in components.items()},
-        **by_block(events, _producers(graphs["unet_step"])),
+        **profile_unet(setup, "profile-onnxruntime", graphs["unet_step"], repeats),
+        "winograd_flop": {name: winograd_flop(path) for name, path in graphs.items()},
     }
+
+
+def profile_winograd(setup: Setup, repeats: int) -> dict[str, Any]:
+    """Return the same for the engine ``winograd``, whose rewritten nodes bear the names of their layers too."""
+    bundle, folder = setup.opened(), setup.folder("profile-winograd")
+    variant = bundle.variant("unet_step", batch=1, precision="fp32", profile="portable")
+    make_graph(bundle, variant, folder, asdict(WinogradEngine()))
+    return {
+        **profile_engine(setup, "winograd", repeats),
+        **profile_unet(setup, "profile-winograd", folder / MODEL, repeats),
+        "layers": _layers(bundle_graphs(bundle), setup.threads),
+    }
+
+
+def _layers(graphs: Mapping[str, Path], threads: int) -> list[dict[str, object]]:
+    """Time every 3×3 convolution of the two networks where nearly all of them are, by itself."""
+    import onnx
+
+    found = []
+    engine = WinogradEngine()
+    for name in ("vae_encoder", "unet_step"):
+        counts = Counter(layers_of(onnx.load(str(graphs[name]), load_external_data=False)).values())
+        chosen = choose(counts, tiles=engine.tiles, budget=engine.budget, channels=engine.channels)
+        measured = measure(counts, clock(threads, _REPEATS))
+        found += [{"component": name, **entry.facts(chosen.get(entry.layer))} for entry in measured]
+    return found
+
+
+def profile_unet(setup: Setup, target: str, graph: Path, repeats: int) -> dict[str, Any]:
+    """Run a UNet step under onnxruntime's profiler; returns its seconds by block and by operator type.
+
+    ``named_share`` is the part of the kernels' time that the names place in a block or outside of all; where the
+    bundle's nodes are not named after layers it is 0, and only the operator types tell something.
+    """
+    import onnxruntime
+
+    bundle = setup.opened()
+    settings = session_settings(setup.threads)
+    settings.enable_profiling = True
+    settings.profile_file_prefix = str(setup.folder(target) / "unet")
+    session = onnxruntime.InferenceSession(str(graph), settings, providers=[PROVIDER])
+    latent = np.random.default_rng(0).standard_normal((1, *bundle.manifest.method.latent_shape), np.float32)
+    for _ in range(repeats + 1):
+        session.run(None, {"latent": latent, "noise": bundle.noise.ensemble})
+    events = Path(session.end_profiling())
+    found = by_block(json.loads(events.read_bytes()), _producers(graph))
+    events.unlink()
+    return found
+
+
+def winograd_flop(graph: Path) -> int:
+    """Return the work of the 3×3 convolutions with stride 1, as direct convolutions: what Winograd makes less."""
+    import onnx
+
+    layers = layers_of(onnx.load(str(graph), load_external_data=False)).values()
+    return sum(18 * lay.batch * lay.inputs * lay.outputs * lay.height * lay.width for lay in layers)
 
 
 def profile_engine(setup: Setup, name: str, repeats: int) -> dict[str, Any]:

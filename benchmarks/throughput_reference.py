@@ -37,6 +37,16 @@ def prepare_reference(setup: Setup) -> dict[str, Any]:
     Raises:
         UsageError: the bundle was not built from these weights.
     """
+    spread = true_arrays(setup, "reference")
+    return {"flop": chain_flop(setup), **spread, **tune_layouts(setup)}
+
+
+def true_arrays(setup: Setup, target: str) -> dict[str, float]:
+    """Write the arrays of the definition for every image into the folder ``target``; returns the spread of the logit.
+
+    Raises:
+        UsageError: the bundle was not built from these weights.
+    """
     torch.set_num_threads(setup.threads)
     check_sources(setup)
     reference = load_accurate(setup)
@@ -44,14 +54,9 @@ def prepare_reference(setup: Setup) -> dict[str, Any]:
     for picture in setup.pictures():
         output = reference(to_batch(picture.image), to_batch(picture.crop))
         truth.append(dict(outputs(output.lare, output.clip, output.egre)))
-    save_arrays(setup.folder("reference") / TRUTH, truth)
-    del reference  # 4 GB at full size, and the next is as large
+    save_arrays(setup.folder(target) / TRUTH, truth)
     margins = [float(arrays["logits"][0, 1] - arrays["logits"][0, 0]) for arrays in truth]
-    return {
-        "flop": chain_flop(setup),
-        "logit_standard_deviation": float(np.std(margins)),
-        **tune_layouts(setup),
-    }
+    return {"logit_standard_deviation": float(np.std(margins))}
 
 
 def check_sources(setup: Setup) -> None:

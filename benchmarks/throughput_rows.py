@@ -74,6 +74,7 @@ _ONNXRUNTIME = Footprint(0.6e9, 1.45)
 _OPENVINO = Footprint(0.8e9, 2.3)
 _MNN = Footprint(0.6e9, 1.75)
 _STAGED = Footprint(0.8e9, 2.05)
+_WINOGRAD = Footprint(0.8e9, 2.05)
 
 REFERENCE = "eager"
 LAYOUTS = "layouts"
@@ -90,14 +91,24 @@ BUILDS: dict[str, Build] = {
     ),
     "chain": Build("throughput_exports:export_chain", _OURS),
     "inductor": Build("throughput_compile:compile_chain", ("throughput_torch", *_REFERENCE), environment=_INDUCTOR),
+    "probed": Build("throughput_probed:make_bundle", _OURS, aid=True),
     # The engines' graphs keep the noise prediction inside; these tell it, for the column of that name.
     **{
-        f"predictions-{name}": Build("throughput_probed:predict", _OURS, arguments=(name,), reads_images=True, aid=True)
-        for name in ("onnxruntime", "openvino", "mnn", "staged")
+        f"predictions-{name}": Build(
+            "throughput_probed:predict",
+            _OURS,
+            arguments=(name, f"predictions-{name}"),
+            needs=("probed",),
+            reads_images=True,
+            aid=True,
+        )
+        for name in ("onnxruntime", "openvino", "mnn", "staged", "winograd")
     },
     "engine-openvino": Build("throughput_graphs:compile_engine", _OURS, arguments=("openvino",)),
     "engine-mnn": Build("throughput_graphs:compile_engine", _OURS, arguments=("mnn",)),
     "engine-staged": Build("throughput_graphs:compile_engine", _OURS, arguments=("staged",)),
+    "engine-winograd-small": Build("throughput_graphs:compile_engine", _OURS, arguments=("winograd-small",)),
+    "engine-winograd": Build("throughput_graphs:compile_engine", _OURS, arguments=("winograd",)),
 }
 
 ROWS: tuple[Row, ...] = (
@@ -218,6 +229,30 @@ ROWS: tuple[Row, ...] = (
         _ONNXRUNTIME,
         argument="onnxruntime",
         needs=("predictions-onnxruntime",),
+    ),
+    Row(
+        "winograd-small",
+        "step",
+        "our step 4: 3×3 convolutions as Winograd F(2×2)",
+        "2.25 times fewer multiplications in the convolutions",
+        "throughput_graphs:open_step",
+        ("onnxruntime",),
+        _OURS,
+        _WINOGRAD,
+        argument="winograd-small",
+        needs=("engine-winograd-small",),
+    ),
+    Row(
+        "winograd",
+        "ours",
+        "our step 5, the shipped engine: F(2×2) or F(4×4) for each layer, within a budget of memory",
+        "`--engine winograd` through the public runtime",
+        "throughput_graphs:open_public",
+        ("onnxruntime",),
+        _OURS,
+        _WINOGRAD,
+        argument="winograd",
+        needs=("engine-winograd", "predictions-winograd"),
     ),
     Row(
         "openvino",

@@ -19,7 +19,7 @@ from throughput_setup import TRUTH, Setup, code_digest, digest_of, load_arrays, 
 from lare2_rt.integrity import sha256_of
 
 # Modules of the benchmark that decide a figure; the others only arrange and write.
-_MEASURING = tuple(f"throughput_{name}" for name in ("measure", "process", "setup", "turns", "worker"))
+_MEASURING = tuple(f"throughput_{name}" for name in ("laps", "measure", "process", "setup", "turns", "worker"))
 # What else a figure belongs to; a change of any of it makes the row be measured again.
 _DECISIVE = ("identity", "method", "images", "machine", "packages", "settings", "layout")
 

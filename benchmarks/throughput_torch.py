@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from throughput_laps import Laps
 from throughput_setup import Arrays, Setup
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ class EagerRunner:
             "mode": "inference_mode",
             "text_encoder": "once, before the run",
         }
+        self.laps = Laps()
         self._posterior = torch.from_numpy(reference.noise.posterior)
         self._ensemble = torch.from_numpy(reference.noise.ensemble)
         for name, network in networks(reference).items():
@@ -45,13 +47,26 @@ class EagerRunner:
     @torch.inference_mode()
     def run(self, picture: Pixels) -> Arrays:
         """See ``Runner.run``."""
-        lare = self.reference.extractor(to_batch(picture.image), self._posterior, self._ensemble)
-        clip = self.reference.clip(to_batch(picture.crop))
-        return outputs(lare, clip, self.reference.egre(lare.lare, clip.embedding, clip.layer3))
+        return run_reference(self.reference, picture, self._posterior, self._ensemble, self.laps)
 
     def check(self, picture: Pixels) -> Arrays:
         """See ``Runner.check``."""
         return self.run(picture)
+
+
+def run_reference(
+    reference: Lare2Reference, picture: Pixels, posterior: Tensor, ensemble: Tensor, laps: Laps
+) -> Arrays:
+    """Run the chain for one image with this noise, and time its components."""
+    with laps("vae_encoder"):
+        latent = reference.extractor.encode(to_batch(picture.image), posterior)
+    with laps("unet_step"):
+        lare = reference.extractor.error(latent, ensemble)
+    with laps("clip_backbone"):
+        clip = reference.clip(to_batch(picture.crop))
+    with laps("egre"):
+        head = reference.egre(lare.lare, clip.embedding, clip.layer3)
+    return outputs(lare, clip, head)
 
 
 def open_eager(setup: Setup, layouts: str | None) -> EagerRunner:

@@ -8,8 +8,8 @@ only with the reference's time a moment before or after, on the same image, whil
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,13 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One run: its wall time in seconds, and the CPU seconds that the resting process used meanwhile."""
+    """One run: its wall time in seconds, the CPU seconds that the resting process used meanwhile, and the wall time of
+    each component.
+    """
 
     seconds: float
     idle_cpu: float
+    components: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ def summary(rounds: Sequence[Round], schedule: Schedule, *, batch: int = 1) -> d
         "images_per_second": batch * 1e3 / latency["p50"],
         "speedup": float(np.median(ratios)),
         "speedup_range": [min(ratios), max(ratios)],
+        "components": _components(steady),
         "rounds": {
             "wanted": schedule.rounds,
             "steady": len(steady),
@@ -150,4 +154,18 @@ def summary(rounds: Sequence[Round], schedule: Schedule, *, batch: int = 1) -> d
             {**asdict(entry), "strayed": stray}
             for entry, stray in zip(rounds, strayed(rounds, schedule.tolerance), strict=True)
         ],
+    }
+
+
+def _components(steady: Sequence[Round]) -> dict[str, dict[str, float]]:
+    """Return the median times of each component that both sides tell, and the median of the rounds' own ratios."""
+    names = [name for name in steady[0].candidate.components if name in steady[0].reference.components]
+    pairs = {name: [(r.reference.components[name], r.candidate.components[name]) for r in steady] for name in names}
+    return {
+        name: {
+            "p50_ms": float(np.median([ours for _, ours in times])) * 1e3,
+            "reference_p50_ms": float(np.median([theirs for theirs, _ in times])) * 1e3,
+            "speedup": float(np.median([theirs / ours for theirs, ours in times])),
+        }
+        for name, times in pairs.items()
     }

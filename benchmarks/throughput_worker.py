@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
+from throughput_laps import Laps
 from throughput_setup import Arrays, Setup
 
 from lare2_rt.errors import Lare2Error, first_line
@@ -34,6 +35,10 @@ class Runner(Protocol):
     @property
     def facts(self) -> Mapping[str, Any]:
         """Settings that were really used, for the report."""
+
+    @property
+    def laps(self) -> Laps:
+        """What each component of the last run took."""
 
     def run(self, picture: Pixels) -> Arrays:
         """From uint8 pixels in memory to arrays in memory: ``lare`` [1,4,h,w], ``logits`` [1,2], and more if it has."""
@@ -79,13 +84,13 @@ class Worker:
         arrays = self._runner.check(self._pictures[index])
         return time.perf_counter() - begin, dict(arrays)
 
-    def run(self, index: int) -> float:
-        """Run one image; returns seconds. Nothing else is inside the clock."""
+    def run(self, index: int) -> tuple[float, dict[str, float]]:
+        """Run one image; returns its seconds, with nothing else inside the clock, and those of each component."""
         assert self._runner is not None
         picture = self._pictures[index]
         begin = time.perf_counter()
         self._runner.run(picture)
-        return time.perf_counter() - begin
+        return time.perf_counter() - begin, dict(self._runner.laps.seconds)
 
 
 def resolve(name: str) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import threading
 import time
 
 import numpy as np
+from throughput_laps import Laps
 from throughput_setup import TRUTH, save_arrays
 
 from lare2_rt.errors import Lare2Error
@@ -38,11 +39,13 @@ def prepare(setup):
 class Good:
     def __init__(self):
         self.facts = {"engine": "fake"}
+        self.laps = Laps()
         self.runs = 0
 
     def run(self, picture):
         self.runs += 1
-        time.sleep(SECONDS)
+        with self.laps("unet_step"):
+            time.sleep(SECONDS)
         return arrays(picture)
 
     def check(self, picture):
@@ -99,7 +102,8 @@ def spins(setup, argument):
 
 class Wrong(Good):
     def run(self, picture):
-        time.sleep(SECONDS / 4)
+        with self.laps("unet_step"):
+            time.sleep(SECONDS / 4)
         return {"lare": arrays(picture)["lare"] * np.float32(np.nan), "logits": arrays(picture)["logits"] + 1}
 
 

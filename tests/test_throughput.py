@@ -18,7 +18,10 @@ from conftest import ROOT
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import fidelity  # noqa: E402
+import render_components  # noqa: E402
 import render_markdown  # noqa: E402
+import render_profile  # noqa: E402
 import render_tables  # noqa: E402
 import throughput  # noqa: E402
 import throughput_session  # noqa: E402
@@ -113,6 +116,24 @@ class TestFigures:
         uneven = summary(Script([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]).run(schedule), schedule)
         assert uneven["speedup"] == 2
         assert uneven["reference_latency_ms"]["p50"] / uneven["latency_ms"]["p50"] == pytest.approx(4 / 3)
+
+    def test_components_are_compared_within_their_round(self):
+        schedule = Schedule(rounds=3, images=1, tolerance=10)
+        turns = {"r": [(2.0, 1.0), (4.0, 2.0), (3.0, 6.0)], "c": [(1.0, 0.5), (1.0, 4.0), (1.0, 2.0)]}
+
+        def player(who):
+            def play(image):
+                vae, unet = turns[who].pop(0)
+                return Turn(10.0, 0.0, {"vae_encoder": vae, "unet_step": unet} | ({"other": 1.0} if who == "c" else {}))
+
+            return play
+
+        rounds = take_turns(player("r"), player("c"), schedule, progress=lambda *_: None)
+        found = summary(rounds, schedule)["components"]
+        assert found == {
+            "vae_encoder": {"p50_ms": 1000.0, "reference_p50_ms": 3000.0, "speedup": 3.0},
+            "unet_step": {"p50_ms": 2000.0, "reference_p50_ms": 2000.0, "speedup": 2.0},
+        }
 
     def test_idle_share_belongs_to_the_one_that_rests(self):
         schedule = Schedule(rounds=1, images=1)
@@ -272,6 +293,7 @@ class TestSession:
         assert rows["wrong"]["speedup"] > 1.2
         assert rows["good"]["fidelity"]["lare"]["worst_relative_l2"] == 0
         assert rows["good"]["settings"] == {"engine": "fake"}
+        assert 30 < rows["good"]["components"]["unet_step"]["p50_ms"] < rows["good"]["latency_ms"]["p90"] + 1
         assert rows["good"]["load_s"] is not None
         assert 5e6 < rows["good"]["memory"]["peak_bytes"] < 1e9
         seconds = rows["good"]["latency_ms"]["p50"] / 1e3
@@ -445,7 +467,10 @@ def test_profile_end_to_end(tmp_path):
     for part in report["parts"].values():
         assert [len(times) for times in part["components"].values()] == [3] * 4
     assert report["parts"]["onnxruntime"]["named_share"] > 0.5
-    for render in render_markdown.PROFILE.values():
+    assert report["parts"]["winograd"]["named_share"] > 0.5
+    assert "down_blocks.0.resnets.0" in report["parts"]["winograd"]["blocks"]
+    assert report["parts"]["winograd"]["layers"]
+    for render in render_profile.PROFILE.values():
         assert render(report).startswith("| ")
 
 
@@ -498,6 +523,7 @@ def measured_row(name, kind, **changes):
         "share_of_peak": 0.594, "rounds": {"wanted": 8, "steady": 8, "strayed": 0, "tolerance": 0.1},
         "idle_cpu_share": {"reference": 0.0, "candidate": 0.001},
         "memory": {"peak_bytes": 5.2e9, "resident_bytes": 4.9e9},
+        "components": {"vae_encoder": {"p50_ms": 1640.0, "reference_p50_ms": 2470.0, "speedup": 1.506}},
         "fidelity": {
             "latent": {"worst_relative_l2": 1.1e-6, "max_abs": 1e-5}, "noise_prediction": None,
             "embedding": {"worst_relative_l2": 4e-7, "max_abs": 1e-6},
@@ -534,6 +560,34 @@ def sample_report():
     }  # fmt: skip
 
 
+def sample_profile():
+    """As of a machine with onnxruntime and mnn: what tells its blocks, and what tells components alone."""
+    components = {"vae_encoder": [2.0, 2.1, 2.2], "unet_step": [4.0, 4.1, 4.2]}
+    graphs = {"components": components, "blocks": {"conv_in": 0.01, "other": 0.02}, "named_share": 0.9,
+              "operators": {"Conv": 0.02, "Add": 0.01}}  # fmt: skip
+    flop = {"vae_encoder": 300_000_000_000, "unet_step": 700_000_000_000}
+    return {
+        "flop": flop, "peak_gflops": 185.4,
+        "parts": {
+            "eager": {"components": components, "blocks": {"conv_in": [0.02, 0.03, 0.04], "other": [0.1, 0.2, 0.3]}},
+            "onnxruntime": {**graphs, "winograd_flop": {name: count // 2 for name, count in flop.items()}},
+            "mnn": {"components": components},
+        },
+        "sizes": [
+            {"engine": engine, "ensemble": draws, "batch": 1, "seconds": [draws * 1.0] * 3, "peak_bytes": 5e9}
+            for draws in (4, 1) for engine in ("eager", "onnxruntime")
+        ],
+    }  # fmt: skip
+
+
+def sample_fidelity():
+    report = sample_report()
+    shared = {name: report[name] for name in ("model", "images", "machine", "packages", "logit_standard_deviation")}
+    engines = {"onnxruntime": {"fidelity": report["rows"][0]["fidelity"], "passed": True}, "mnn": {"reason": "a|b"}}
+    limits = {"latent": 3e-4, "noise_prediction": 3e-4, "lare": 1e-3, "logit": 1e-2}
+    return {**shared, "limits": limits, "engines": engines}
+
+
 README_TABLE = """\
 | row | ms an image | against eager | of peak | peak memory | LaRE error | logit error |
 | --- | --: | --: | --: | --: | --: | --: |
@@ -568,9 +622,57 @@ class TestTables:
         assert "start: numpy 180, torch 185; end: numpy 181, torch 184" in conditions
         assert "993.1 GFLOP (vae_encoder 27 %, unet_step 73 %)" in conditions
         assert "channels_last (contiguous 2470 ms, channels_last 2330 ms)" in conditions
+        components = render_components.components_table(report)
+        assert "| row | `vae_encoder` | `unet_step` |" in components
+        assert "| `eager` | 1640 (1.51 ×) | — |" in components
+        assert "| **`openvino`** | — | — |" in components
+        assert "No row of ours, or no peer" in render_components.summary(report)
+        slow, fast = (measured_row(name, "peer", speedup=ratio) for name, ratio in (("slow", 1.1), ("fast", 1.43)))
+        summary_ = render_components.summary({**report, "rows": [slow, *report["rows"], fast]})
+        assert "| fastest row | `mnn`, 5800 ms an image |" in summary_
+        assert "| against eager beside it | 1.57 × |" in summary_
+        assert "| against the fastest peer | 1.10 × `fast` |" in summary_
+        assert "| its VAE encoder against eager's | 1.51 × |" in summary_
         broken = measured_row("x", "peer")
         broken["fidelity"]["lare"]["worst_relative_l2"] = None
         assert "| broken |" in render_markdown.readme_table({**report, "rows": [broken]})
+
+    def test_every_table_renders(self):
+        """Those too that no page asks for yet, where a missing key would not be seen."""
+        samples = (
+            (render_markdown.THROUGHPUT | render_components.TABLES, sample_report()),
+            (render_profile.FIDELITY, sample_fidelity()),
+            (render_profile.PROFILE, sample_profile()),
+        )
+        for tables, report in samples:
+            for name, render in tables.items():
+                shown = render(report)
+                begin = {"throughput-plot": "![", "throughput-summary": "*No row of ours"}.get(name, "| ")
+                assert shown.startswith(begin), name
+                for part in shown.split("\n\n"):
+                    widths = {line.replace("\\|", "").count("|") for line in part.splitlines() if line[0] == "|"}
+                    assert len(widths) <= 1, (name, part)
+
+    def test_profile_tables(self):
+        report = sample_profile()
+        components, sizes, blocks = (
+            render_profile.PROFILE[f"profile-{name}"] for name in ("components", "sizes", "blocks")
+        )
+        assert "| `unet_step` | 700.00 | 437.50 | 4100 ms | 4100 ms | 4100 ms |" in components(report)
+        assert "625 GFLOP would take 3371 ms at the 185 GFLOP/s" in components(report)
+        assert "| `conv_in` | 30.0 | 10.0 |" in blocks(report)
+        assert "90 % of onnxruntime's time" in blocks(report)
+        assert "| 1 | 1 | 1000 | 5.0 GB | 1000 | 5.0 GB |" in sizes(report)
+        del report["parts"]["onnxruntime"], report["peak_gflops"], report["sizes"][1]
+        assert "| `unet_step` | 700.00 | — | 4100 ms | 4100 ms |" in components(report)
+        assert "floor" not in components(report)
+        assert "| `conv_in` | 30.0 |" in blocks(report)
+        assert "| 4 | 1 | 4000 | 5.0 GB | — | — |" in sizes(report)
+
+    def test_fidelity_on_photographs(self):
+        shown = render_profile.fidelity_table(sample_fidelity())
+        assert "| `onnxruntime` | 1.1e-6 | — | 3.1e-6 | 4.0e-7 | 1.2e-5 | yes |" in shown
+        assert "| `mnn` | — | — | — | — | — | a\\|b |" in shown
 
     def test_committed_pages_are_what_the_reports_say(self, capsys):
         assert render_tables.main(["--check"]) == 0, capsys.readouterr().out
@@ -620,3 +722,117 @@ class TestTables:
         assert words in capsys.readouterr().err
         with pytest.raises(UsageError):
             render_tables.changes(tmp_path)
+
+
+def profile_report():
+    times = {"vae_encoder": [1.0, 2.0, 3.0], "unet_step": [4.0, 4.0, 4.0]}
+    blocks = {"down_blocks.0.resnets.0": 0.1, "down_blocks.0.attentions.0": 0.2}
+    graph = {"components": times, "blocks": blocks, "operators": {"MatMul": 0.2, "Conv": 0.1}, "named_share": 0.98}
+    layer = {"batch": 4, "inputs": 320, "outputs": 640, "height": 16, "width": 16}
+    choices = [
+        {"tile": tile, "strips": 1, "apart": apart, "seconds": 0.01 + apart} for tile in (2, 4) for apart in (0, 1)
+    ]
+    first = {
+        "component": "unet_step",
+        "layer": layer,
+        "count": 3,
+        "direct": 0.02,
+        "choices": choices,
+        "chosen": {"tile": 4, "strips": 1},
+    }
+    layers = [first, {**first, "choices": choices[:2], "chosen": None}]
+    less = {**graph, "layers": layers, "operators": {"MatMul": 0.25}, "blocks": {"down_blocks.0.attentions.0": 0.2}}
+    return {
+        "flop": {"vae_encoder": 200_000_000_000, "unet_step": 800_000_000_000}, "peak_gflops": 100.0,
+        "parts": {
+            "eager": {"components": times, "blocks": {name: [1.0] for name in blocks}},
+            "onnxruntime": {**graph, "winograd_flop": {"vae_encoder": 200_000_000_000, "unet_step": 400_000_000_000}},
+            "mnn": {"components": times},
+            "winograd": less,
+        },
+    }  # fmt: skip
+
+
+class TestProfileTables:
+    def test_components_and_the_floor(self):
+        shown = render_profile.PROFILE["profile-components"](profile_report())
+        assert "| component | GFLOP | with F(4×4) | eager | onnxruntime | mnn | winograd |" in shown
+        assert "| `vae_encoder` | 200.00 | 50.00 | 2000 ms |" in shown
+        assert "| all | 1000.00 | 550.00 | 6000 ms |" in shown
+        assert "550 GFLOP would take 5500 ms at the 100 GFLOP/s" in shown
+
+    def test_blocks_and_operators(self):
+        shown = render_profile.PROFILE["profile-blocks"](profile_report())
+        assert "| `down_blocks.0.resnets.0` | 1000 | 100 | — |" in shown
+        assert "| `MatMul` | 200 | 67 % | 250 | 100 % |" in shown
+        assert "| `Conv` | 100 | 33 % | — | 0 % |" in shown
+
+    def test_layers(self):
+        shown = render_profile.PROFILE["profile-layers"](profile_report())
+        assert "| unet_step: 320 → 640 at 16×16 | 3 | 20.0 | 10.0 | 10.0 | F(4×4) |" in shown
+        assert "| unet_step: 320 → 640 at 16×16 | 3 | 20.0 | 10.0 | — | direct |" in shown
+
+
+class TestFidelity:
+    def entry(self, **changes):
+        arrays = {name: {"worst_relative_l2": 1e-6, "max_abs": 1.0, "not_finite": 0} for name in fidelity.LIMITS}
+        logit = {"max_difference": 1e-4, "over_standard_deviation": 1e-3, "standard_deviation": 0.1}
+        return {**arrays, "embedding": {"worst_relative_l2": 1e-7}, "logit": logit, **changes}
+
+    def test_every_limit_counts(self):
+        assert fidelity.passes(self.entry())
+        for name, limit in fidelity.LIMITS.items():
+            assert not fidelity.passes(self.entry(**{name: {"worst_relative_l2": 1.01 * limit}}))
+            assert not fidelity.passes(self.entry(**{name: {"worst_relative_l2": None}}))
+            assert not fidelity.passes(self.entry(**{name: None}))
+        logit = self.entry()["logit"]
+        assert not fidelity.passes(self.entry(logit={**logit, "over_standard_deviation": 0.011}))
+        assert not fidelity.passes(self.entry(logit={**logit, "standard_deviation": 0.009}))  # void, not passed
+
+    def test_table(self):
+        report = {
+            "model": "synthetic-sd15", "images": ["a"] * 32, "limits": {**fidelity.LIMITS, "logit": 1e-2},
+            "machine": {"cpu": "CPU X", "threads": 2}, "logit_standard_deviation": 0.14,
+            "packages": {"onnxruntime": "1.32.0", "openvino": "2026.4.1", "mnn": "3.6.1"},
+            "engines": {
+                "winograd": {"fidelity": self.entry(), "passed": True},
+                "staged": {"fidelity": self.entry(latent={"worst_relative_l2": 4e-4}), "passed": False},
+                "mnn": {"reason": "mnn is not installed"},
+            },
+        }  # fmt: skip
+        shown = render_profile.FIDELITY["fidelity-photographs"](report)
+        assert "| allowed | 3.0e-4 | 3.0e-4 | 1.0e-3 | — | 1.0e-2 |  |" in shown
+        assert "| `winograd` | 1.0e-6 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | yes |" in shown
+        assert "| `staged` | 4.0e-4 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | **no** |" in shown
+        assert "| `mnn` | — | — | — | — | — | mnn is not installed |" in shown
+        assert "32 photographs" in shown
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--images", "nowhere"], "nowhere is not a folder"),
+            (["--images", ".", "--engines", "tensorrt,fast"], "there is no engine 'fast'"),
+            (["--images", ".", "--limit", "1"], "--limit must be at least 2"),
+        ],
+    )
+    def test_wrong_options_are_one_sentence(self, arguments, words, capsys, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        assert fidelity.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_fidelity_end_to_end(photos, tmp_path):
+    out = tmp_path / "fidelity.json"
+    command = [sys.executable, BENCHMARKS / "fidelity.py", "--images", photos[0].parent, "--limit", "2"]
+    command += ["--engines", "onnxruntime,winograd", "--work", tmp_path, "--out", out]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert run.returncode in (0, 1), run.stderr
+    report = json.loads(out.read_text())
+    assert len(report["images"]) == 2
+    for name in ("onnxruntime", "winograd"):
+        entry = report["engines"][name]["fidelity"]
+        for array in ("latent", "noise_prediction", "lare", "embedding"):
+            assert 0 < entry[array]["worst_relative_l2"] < 3e-5, (name, array)

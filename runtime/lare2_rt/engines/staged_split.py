@@ -7,6 +7,8 @@ the data file of the graph, to which the stages refer by its name.
 Exported nodes bear the name of the layer that they come from, which is what decides where one stage ends: a node that
 lies in a transformer block (of the UNet, or the attention of the VAE's middle) is ``attention``, any other is ``conv``.
 A node without a layer goes with the next one that has a layer.
+
+Whoever changes what is written raises ``REVISION`` in ``stages.py``.
 """
 
 import errno

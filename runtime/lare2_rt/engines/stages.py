@@ -25,6 +25,9 @@ from .onnxruntime import PROVIDER, session_settings
 Kind = Literal["attention", "conv"]
 Library = Literal["mnn", "onnxruntime"]
 
+# Of what our own code makes of the same graph, placement and versions. Raise it with every change of that: what is in
+# users' caches is made anew then.
+REVISION = 1
 _LISTING = "stages.json"
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _STOP_SPINNING = "session.force_spinning_stop"
@@ -153,9 +156,18 @@ def _last_uses(stages: Sequence[_Stage], *, keep: set[str]) -> list[list[str]]:
     return done[::-1]
 
 
+def share_memory(settings: Any) -> None:  # noqa: ANN401 - the binding has no types
+    """Let a session with these SessionOptions take its memory from the one arena of this process.
+
+    With an arena each, thirty sessions keep what one has in use.
+    """
+    with _sharing:
+        _make_arena()
+    settings.add_session_config_entry(_SHARED_MEMORY, "1")
+
+
 @functools.cache
-def _share_memory() -> None:
-    """Give the sessions of this process that ask for it one arena: with one each, thirty keep what one has in use."""
+def _make_arena() -> None:
     import onnxruntime
 
     memory = onnxruntime.OrtMemoryInfo(
@@ -174,9 +186,7 @@ def _open_session(bundle: Bundle, path: Path, stage: _Stage, threads: int) -> Co
     settings.add_session_config_entry(_EXTERNAL_FOLDER, str(bundle.path.resolve()))
     # The next stage runs on other threads, for which these would be in the way.
     settings.add_session_config_entry(_STOP_SPINNING, "1")
-    with _sharing:
-        _share_memory()
-    settings.add_session_config_entry(_SHARED_MEMORY, "1")
+    share_memory(settings)
     session = onnxruntime.InferenceSession(path.read_bytes(), settings, providers=[PROVIDER])
     names = [spec.name for spec in stage.outputs]
     needed = [spec.name for spec in stage.inputs]

@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""How faithful every engine is on real photographs, component by component, against the reference.
+
+    python benchmarks/fidelity.py --model-synthetic sd15 --images DIR [--limit 32] [--engines A,B]
+
+No speed is measured here; throughput.py has a few photographs beside every time, this has many. Writes a JSON report;
+benchmarks/render_tables.py turns it into the table of docs/cpu.md. A run that was ended goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import throughput_options
+from throughput import say
+from throughput_builds import Builder
+from throughput_measure import compare
+from throughput_probe import machine_facts, now
+from throughput_process import FailedError, RefusedError
+from throughput_rows import BUILDS, Build
+from throughput_session import identity_of, prepare_bundle
+from throughput_setup import HERE, PREDICTIONS, TRUTH, Setup, load_arrays, packages
+
+from lare2_rt.atomic import atomic_text, check_target
+from lare2_rt.engines import ENGINES
+from lare2_rt.errors import Lare2Error, UsageError
+from lare2_rt.integrity import sha256_of
+
+SCHEMA = "lare2-rt/fidelity/1"
+# What a CPU can run; GPUs are held against the reference by docs/gpu.md's own commands.
+DEFAULT = ("onnxruntime", "winograd", "openvino", "mnn", "staged")
+# What the default of every engine has to keep, relative L2, and the logit in its standard deviations.
+LIMITS = {"latent": 3e-4, "noise_prediction": 3e-4, "lare": 1e-3}
+LOGIT_LIMIT = 1e-2
+# Where logits hardly differ between photographs, a difference in units of their spread says nothing.
+LEAST_SPREAD = 1e-2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; exit code 0 within the limits, 1 outside or failed, 2 when nothing could start."""
+    try:
+        given = parser().parse_args(arguments)
+        report = run(given)
+    except Lare2Error as error:
+        print(f"fidelity: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fidelity: interrupted; finished engines are kept, run the same command again", file=sys.stderr)
+        return 130
+    for name, entry in report["engines"].items():
+        print(f"{name:14}{entry['reason'] if 'reason' in entry else 'within' if entry['passed'] else 'OUTSIDE'}")
+    return 0 if all(entry.get("passed", "reason" in entry) for entry in report["engines"].values()) else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser: throughput.py's options for the model, without those of its rows."""
+    result = argparse.ArgumentParser(prog="fidelity.py", description=__doc__.splitlines()[0])
+    model = result.add_mutually_exclusive_group()
+    model.add_argument("--model", default="mini", help="model folder, or mini (default: %(default)s)")
+    model.add_argument("--model-synthetic", choices=["sd15"], help="seeded random weights of this geometry instead")
+    result.add_argument("--bundle", type=Path, help="its bundle (default: mini's embedded one; others are built)")
+    result.add_argument("--images", type=Path, required=True, help="folder of photographs, searched recursively")
+    result.add_argument("--limit", type=int, default=32, help="images taken, evenly spread (default: %(default)s)")
+    result.add_argument("--engines", default=",".join(DEFAULT), help="names separated by commas (default: %(default)s)")
+    result.add_argument("--threads", type=int, help="CPU threads (default: all that this process may use)")
+    result.add_argument("--work", type=Path, help="folder of what is built, as for throughput.py")
+    result.add_argument("--out", type=Path, help="report (default: benchmarks/results/fidelity-MODEL.json)")
+    return result
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure every engine, write the report and return it; raises Lare2Error when nothing could start."""
+    names = [name.strip() for name in given.engines.split(",")]
+    unknown = sorted(set(names) - {engine.name for engine in ENGINES})
+    if unknown:
+        raise UsageError(f"there is no engine {unknown[0]!r}; engines are {', '.join(e.name for e in ENGINES)}")
+    if given.limit < 2:
+        raise UsageError("--limit must be at least 2: the logit is judged by its spread over the images")
+    setup = throughput_options.setup_of(given, throughput_options.find_images([given.images], given.limit))
+    Path(setup.work).mkdir(parents=True, exist_ok=True)
+    prepare_bundle(setup, say)
+    out = given.out or HERE / "results" / f"fidelity-{setup.opened().manifest.model.name}.json"
+    check_target(out, overwrite=True)
+    report = measure(setup, names, say)
+    with atomic_text(out) as stream:
+        stream.write(json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    say(f"wrote {out}")
+    return report
+
+
+def measure(setup: Setup, names: Sequence[str], report: Callable[[str], None]) -> dict[str, Any]:
+    """Return the report; each engine is kept like a build. Raises RefusedError or FailedError for the reference."""
+    identity, started = identity_of(setup), now()
+    builder = Builder(setup, BUILDS | builds(names), identity=identity, report=report)
+    prepared = builder.get("fidelity-reference").result
+    truth = load_arrays(setup.folder("fidelity-reference") / TRUTH)
+    engines: dict[str, Any] = {}
+    for name in names:
+        try:
+            facts = builder.get(f"fidelity-{name}").result
+        except (RefusedError, FailedError) as error:
+            report(f"{name}: {error}")
+            engines[name] = {"reason": str(error).replace(setup.work, "the work folder")}
+            continue
+        found = load_arrays(setup.folder(f"fidelity-{name}") / PREDICTIONS)
+        entry = compare(found, truth, prepared["logit_standard_deviation"])
+        engines[name] = {**facts, "fidelity": entry, "passed": passes(entry)}
+    manifest = setup.opened().manifest
+    return {
+        "schema": SCHEMA,
+        "model": manifest.model.name,
+        "identity": identity,
+        "started": started,
+        "machine": machine_facts(setup.threads),
+        "packages": packages(),
+        "method": {"ensemble": manifest.method.ensemble, "image_size": manifest.method.image_size},
+        # Hashes and not names: the photographs are the user's own.
+        "images": [sha256_of(Path(path)) for path in setup.images],
+        "limits": {**LIMITS, "logit": LOGIT_LIMIT},
+        "logit_standard_deviation": prepared["logit_standard_deviation"],
+        "engines": engines,
+    }
+
+
+def passes(entry: dict[str, Any]) -> bool:
+    """Return whether every figure is within its limit; a missing or a broken one is not."""
+    values = {name: (entry[name] or {}).get("worst_relative_l2") for name in LIMITS}
+    logit, spread = entry["logit"]["over_standard_deviation"], entry["logit"]["standard_deviation"]
+    arrays = all(value is not None and value <= LIMITS[name] for name, value in values.items())
+    return arrays and spread >= LEAST_SPREAD and logit is not None and logit <= LOGIT_LIMIT
+
+
+def builds(names: Sequence[str]) -> dict[str, Build]:
+    """Return what is computed once for these photographs: the reference, and every engine."""
+    ours = replace(BUILDS["predictions-onnxruntime"], aid=False)
+    reference = replace(
+        BUILDS["reference"], function="throughput_reference:true_arrays", arguments=("fidelity-reference",)
+    )
+    engines = {f"fidelity-{name}": replace(ours, arguments=(name, f"fidelity-{name}")) for name in names}
+    return {"fidelity-reference": reference, **engines}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
