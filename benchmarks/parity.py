@@ -18,6 +18,7 @@ from typing import Any
 
 from lare2_export.half_parity import has_half, measure_half, with_half
 from lare2_export.parity import measure, reference_arrays, worst_component
+from lare2_export.parity_step import pixels_of
 from lare2_ref.quiet import quieten_libraries
 from lare2_ref.sources import ModelSources, default_model_folder, load_reference, open_model_folder
 from lare2_ref.synthetic import synthetic
@@ -26,7 +27,6 @@ from lare2_rt.bundle import Bundle, open_bundle
 from lare2_rt.decode import SUFFIXES
 from lare2_rt.errors import Lare2Error, UsageError
 from lare2_rt.locate import embedded_bundle
-from lare2_rt.preprocess import preprocess
 from lare2_rt.threads import available_threads
 
 
@@ -76,6 +76,7 @@ def run(bundle: Bundle, sources: ModelSources, files: list[Path]) -> dict[str, A
     for source in manifest.sources:
         if ours[source.role] != source.sha256:
             raise UsageError(f"{bundle.path} was not built from these weights ({source.role} differs); check --model")
+    pictures = [pixels_of(path, manifest.policy, manifest.method) for path in files]
     reference = load_reference(
         sources,
         noise=bundle.noise,
@@ -84,8 +85,6 @@ def run(bundle: Bundle, sources: ModelSources, files: list[Path]) -> dict[str, A
         policy=manifest.policy,
         image_size=manifest.method.image_size,
     )
-    sizes = {"image_size": manifest.method.image_size, "crop_size": manifest.method.crop_size}
-    pictures = [preprocess(path, manifest.policy, **sizes) for path in files]
     expected = reference_arrays(reference, pictures)
     del reference  # 4 GB at full size, and the engine is still to come
     report = measure(

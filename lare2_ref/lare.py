@@ -99,8 +99,12 @@ class LareExtractor(nn.Module):
 
 @torch.no_grad()
 def encode_prompt(tokenizer: Any, text_encoder: nn.Module, prompt: str) -> Tensor:  # noqa: ANN401 - transformers' type
-    """Return the last hidden state [1,tokens,width]: padded and cut to the model's length, no attention mask."""
+    """Return the last hidden state, float32 [1,tokens,width]: padded and cut to the model's length, no attention mask.
+
+    The encoder, which is float64 afterwards, computes in float64: a prompt is a constant of a bundle, and in float32
+    its last digits, and with them the bytes of the bundle, would depend on the processor.
+    """
     length = tokenizer.model_max_length
     tokens = tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    hidden: Tensor = text_encoder(tokens.input_ids)[0]
-    return hidden
+    hidden: Tensor = text_encoder.double()(tokens.input_ids)[0]
+    return hidden.float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -36,11 +36,13 @@ class Index:
             in front of every name.
         wrapper: what stands in front of every name in the file.
         global_step: training step that a Lightning checkpoint was written at.
+        metadata: what stands beside the tensors of a safetensors file; empty for other files.
     """
 
     shapes: Mapping[str, Shape]
     wrapper: str
     global_step: int | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,9 @@ class _Content(Protocol):
     @property
     def global_step(self) -> int | None: ...
 
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
     def shapes(self) -> dict[str, Shape]: ...
 
     def get_tensor(self, name: str) -> Tensor: ...
@@ -91,6 +96,10 @@ class _Safetensors:
 
     def __init__(self, handle: Any) -> None:  # noqa: ANN401 - safetensors' class is not typed
         self._handle = handle
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return dict(self._handle.metadata() or {})
 
     def shapes(self) -> dict[str, Shape]:
         return {name: tuple(self._handle.get_slice(name).get_shape()) for name in self._handle.keys()}  # noqa: SIM118
@@ -103,6 +112,7 @@ class _Safetensors:
 class _StateDict:
     def __init__(self, state: Mapping[str, Tensor], global_step: int | None = None) -> None:
         self._state, self.global_step = state, global_step
+        self.metadata: Mapping[str, str] = {}
 
     def shapes(self) -> dict[str, Shape]:
         return {name: tuple(tensor.shape) for name, tensor in self._state.items()}
@@ -116,9 +126,9 @@ def _index(path: Path, archives: Archives, identity: tuple[int, ...]) -> Index:
     """``identity`` changes when the file does."""
     del identity
     with _opened(path, archives, device="meta") as content:
-        shapes, global_step = content.shapes(), content.global_step
+        shapes, global_step, metadata = content.shapes(), content.global_step, content.metadata
     wrapper = _WRAPPER if shapes and all(name.startswith(_WRAPPER) for name in shapes) else ""
-    return Index({name.removeprefix(wrapper): shape for name, shape in shapes.items()}, wrapper, global_step)
+    return Index({name.removeprefix(wrapper): shape for name, shape in shapes.items()}, wrapper, global_step, metadata)
 
 
 @contextmanager

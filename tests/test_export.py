@@ -18,7 +18,7 @@ from lare2_export.components.unet_step import UNET_STEP
 from lare2_export.fold import fold_unet
 from lare2_export.onnx_export import KEY_PROPERTY, export_graph, strip
 from lare2_export.options import BuildOptions
-from lare2_export.parity import worst_component
+from lare2_export.parity import logit_gap, what_failed, worst_component
 from lare2_export.plan import make_plan, plan_geometry
 from lare2_export.prepare import prepare
 from lare2_export.staging import BuildError, Staging
@@ -47,6 +47,7 @@ def check_parity(path):
         assert seen[name]["worst_relative_l2"] <= seen[name]["tolerance"] <= limit, name
         assert seen[name]["not_finite"] == 0
     assert report["end_to_end"]["probability"]["max_difference"] <= 1e-5
+    assert 0 < report["end_to_end"]["logit_gap"]["standard_deviations"] <= 1e-3
     return report
 
 
@@ -146,17 +147,26 @@ def test_graphs_carry_their_component_key(built_mini):
             assert model.opset_imports[""] == variant.opset == 20
 
 
+def weights_of(graph):
+    return {name: value.const_value.numpy() for name, value in ir.load(graph).graph.initializers.items()}
+
+
 @pytest.mark.slow
 def test_build_of_the_committed_model_equals_the_embedded_bundle(built_mini, embedded):
     """The wheel's bundle is what the script makes of the committed weights, whatever the exporters' versions write."""
     ours, shipped = open_bundle(built_mini).manifest, open_bundle(embedded).manifest
     assert ours.method == shipped.method
     assert ours.preprocessing == shipped.preprocessing
-    assert ours.decision == shipped.decision
     assert [(s.role, s.sha256) for s in ours.sources] == [(s.role, s.sha256) for s in shipped.sources]
-    for name, entry in shipped.files.items():
-        if name.endswith(".data") or name == "noise.npy":
-            assert ours.files[name] == entry, name
+    assert ours.files["noise.npy"] == shipped.files["noise.npy"]
+    for component, variants in shipped.components.items():
+        for variant in variants:
+            fresh = ours.variant(component, batch=variant.batch, precision=variant.precision, profile=variant.profile)
+            built, kept = (weights_of(folder / v.graph) for folder, v in ((built_mini, fresh), (embedded, variant)))
+            assert built.keys() == kept.keys()
+            for name, value in kept.items():
+                # What is folded (time, prompt, norms) is summed by this processor's kernels: other last digits.
+                np.testing.assert_allclose(built[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     # The reference's sums depend on the processor in the last digits.
     np.testing.assert_allclose(open_bundle(built_mini).selfcheck, open_bundle(embedded).selfcheck, rtol=1e-4, atol=1e-4)
 
@@ -206,7 +216,7 @@ def refused_build(tmp_path, monkeypatch, report):
     measured = SimpleNamespace(report=report, selfcheck=np.zeros((1, 2), np.float32))
     monkeypatch.setattr(build, "has_half", lambda manifest: False)
     monkeypatch.setattr(build, "run_isolated", lambda name, *a, **k: measured if name == "parity" else [])
-    monkeypatch.setattr(build, "describe", lambda *a, **k: SimpleNamespace(files={}))
+    monkeypatch.setattr(build, "describe", lambda *a, **k: SimpleNamespace(files={}, notes=()))
     sources = open_model_folder(default_model_folder())
     with pytest.raises(BuildError) as error:
         build_bundle(sources, tmp_path / "engines", BuildOptions(), report=lambda line: None)
@@ -217,10 +227,35 @@ def refused_build(tmp_path, monkeypatch, report):
 def test_unfaithful_export_is_refused(tmp_path, monkeypatch):
     """A graph that is off by more than its tolerance leaves the old bundle alone and a report behind."""
     entry = {"worst_relative_l2": 2e-5, "tolerance": 1e-5}
-    report = {"passed": False, "components": {"egre": {"outputs": {"logits": entry}}}, "same_bits_as_batch_1": {}}
+    component = {"passed": False, "outputs": {"logits": entry}}
+    report = {"passed": False, "components": {"egre": component}, "same_bits_as_batch_1": {}}
     sentence = refused_build(tmp_path, monkeypatch, report)
     assert sentence.startswith("the export is not faithful: egre differs by 2.0e-05")
     assert json.loads((tmp_path / "engines.failed-parity.json").read_text()) == report
+
+
+def test_what_failed_names_the_chain_where_each_component_passed():
+    fine = {"passed": True, "worst_relative_l2": 1e-7, "tolerance": 1e-5, "max_difference": 2e-5}
+    outputs = {"egre": {"passed": True, "outputs": {"logits": fine}}}
+    wrong = {**fine, "passed": False, "worst_relative_l2": 4e-5}
+    whole = {"lare": fine, "logits": fine, "logit_gap": logit_gap(0, 1), "probability": fine}
+    for changed, words in (
+        ({"lare": wrong}, "LaRE of the whole chain differs by 4.0e"),
+        ({"logits": wrong}, "logits of the whole chain differ by 4.0e-05"),
+        ({"logit_gap": logit_gap(2e-3, 0.5)}, "logits differ by 4.0e-03 of their"),
+        ({"logit_gap": logit_gap(0, 0), "probability": wrong}, "chain's probability differs by 2.0e-05"),
+    ):
+        chain = whole | changed
+        report = {"components": outputs, "same_bits_as_batch_1": {"4": True}, "end_to_end": chain}
+        assert words in what_failed(report)
+
+
+def test_logits_are_judged_by_how_far_they_spread():
+    """At most a thousandth of the standard deviation, which has to be one in the first place."""
+    assert [logit_gap(gap, 0.1)["passed"] for gap in (0.9e-4, 1.1e-4, np.nan, np.inf)] == [True, False, False, False]
+    for spread, void in ((1e-2, True), (1.1e-2, False), (np.nan, True)):
+        assert logit_gap(0.0, spread)["void"] == void
+    assert logit_gap(1.0, 1e-3)["standard_deviations"] is None
 
 
 def test_degenerate_synthetic_weights_are_refused(tmp_path, monkeypatch):

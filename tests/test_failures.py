@@ -197,7 +197,7 @@ class TestInputs:
         assert secret == "secret.png: no permission to read it; change its access rights"
         found = records(folder / "r.jsonl")
         assert [record["source"] for record in found] == names
-        assert [record["verdict"] for record in found] == ["unsure", None, None, "unsure"]
+        assert [record["verdict"] is None for record in found] == [False, True, True, False]
         assert listing(folder) == sorted([*before, "r.jsonl"])
 
     def test_a_folder_that_may_not_be_entered(self, unprivileged, small):

@@ -1,8 +1,12 @@
 """What is folded computes the same as what it replaces, and nothing else is left out."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from processes import environment
 from tiny import seeded_input, tiny_unet, tiny_vae
 
 from lare2_export.components.clip_backbone import SingleQueryPool
@@ -67,6 +71,31 @@ def test_element_count_of_sd15():
     assert report.constants == 2 * 77 * (5 * 320 + 5 * 640 + 6 * 1280) == 1_921_920
     assert report.after == report.before - report.removed + report.constants
     assert sum(tensor.numel() for tensor in unet.state_dict().values()) == report.after
+
+
+FOLD_ELSEWHERE = """
+import hashlib
+from lare2_export.fold import fold_unet
+from lare2_ref.sources import default_model_folder, open_model_folder
+sources = open_model_folder(default_model_folder())
+unet, prompt = sources.unet(), sources.prompt_embeds("a photo")
+fold_unet(unet, timestep=200, prompt_embeds=prompt)
+digest = hashlib.sha256(prompt.numpy().tobytes())
+for value in unet.state_dict().values():
+    digest.update(value.numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_other_processors_fold_to_the_same_bits():
+    """With the kernels that torch and its matrix library take where there are no wide registers."""
+    digests = []
+    for variables in ({}, {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}):
+        command = [sys.executable, "-c", FOLD_ELSEWHERE]
+        run = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=True)
+        digests.append(run.stdout)
+    assert digests[0] == digests[1] != ""
 
 
 def test_unknown_conditioning_is_refused():

@@ -13,6 +13,7 @@ import zlib
 
 import damage
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import EpsImagePlugin, Image, ImageFile
 
@@ -22,6 +23,7 @@ from lare2_rt.decode import open_image
 from lare2_rt.detection import DecisionRule, Provenance, failed, scored
 from lare2_rt.inputs import expand
 from lare2_rt.output import CSV_COLUMNS, printable, spreadsheet_safe, writer_for
+from lare2_rt.parquet_output import read_records
 from lare2_rt.policy import Preprocessing
 from lare2_rt.preprocess import preprocess
 
@@ -135,7 +137,7 @@ def check_document(form, text, names, failures):
         for name in names:
             assert sum(line.lstrip(" ").startswith(printable(name).lstrip(" ")) for line in shown) == 1, name
         assert text.count("failed") == failures
-        assert text.count("unsure") == len(names) - failures
+        assert len(re.findall(r"  (real|unsure|generated)  ", text)) == len(names) - failures
         return
     records = parsed(form, text)
     assert len(records) == len(names)
@@ -183,6 +185,18 @@ def test_names_in_a_file(badly_named, tmp_path, form):
     assert len(sentences(run)) == len(NAMES) - 1
     assert os.listdir(tmp_path) == [target.name]
     check_document(form, clean(target.read_bytes()), NAMES, len(NAMES) - 1)
+
+
+def test_names_in_parquet(badly_named, tmp_path):
+    """Every name comes back with its very bytes, and no cell holds what UTF-8 does not know."""
+    run = call(badly_named, *NAMES, "--out", tmp_path / "r.parquet")
+    assert run.returncode == 1
+    assert len(sentences(run)) == len(NAMES) - 1
+    found = list(read_records(tmp_path / "r.parquet"))
+    assert [os.fsencode(record["source"]) for record in found] == [os.fsencode(name) for name in NAMES]
+    assert [bool(record["error"]) for record in found] == [True] * (len(NAMES) - 1) + [False]
+    cells = pq.read_table(tmp_path / "r.parquet").column("source").to_pylist()
+    assert len({cell.encode() for cell in cells}) == len(NAMES)
 
 
 def test_names_on_a_terminal_that_knows_ascii_only(badly_named):
@@ -316,18 +330,20 @@ def test_contents(contents):
     assert records["good.png"]["logits"] != records["still.gif"]["logits"]
 
 
-@pytest.mark.parametrize("form", ["table", "json", "csv"])
-def test_contents_in_the_other_formats(contents, form):
+@pytest.mark.parametrize("form", ["table", "json", "csv", "parquet"])
+def test_contents_in_the_other_formats(contents, form, tmp_path):
     """The same answers and refusals as in JSON Lines, and a document that still parses."""
     folder, expected = contents
-    run = call(folder, *expected, "--format", form)
+    target = ("--out", tmp_path / "r.parquet") if form == "parquet" else ("--format", form)
+    run = call(folder, *expected, *target)
     assert run.returncode == 1
     refused = sum(answer is not None and answer not in expected for answer in expected.values())
     assert len(sentences(run)) == refused
     if form == "table":
         assert clean(run.stdout).count("failed") == refused
     else:
-        records = parsed(form, clean(run.stdout))
+        whole = form == "parquet"
+        records = list(read_records(target[1])) if whole else parsed(form, clean(run.stdout))
         assert [record["source"] for record in records] == list(expected)
         assert sum(bool(record["error"]) for record in records) == refused
 

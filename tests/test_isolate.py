@@ -42,7 +42,7 @@ def test_a_refusal_keeps_its_sentence(lock):
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        (steps.fails, "the step failed: ZeroDivisionError: no such luck"),
+        (steps.fails, "the step failed: ZeroDivisionError: no such luck; finished .*: run the build again"),
         (steps.is_killed, "the step was killed, probably for lack of memory"),
         (steps.is_terminated, "the step was ended by SIGTERM; run the build again"),
         (steps.leaves, r"the step ended without a result \(exit code 3\)"),

@@ -55,7 +55,7 @@ def test_shipped_photos_are_within_tolerance(shipped, photos):
             assert 0 < entry["worst_relative_l2"] <= entry["tolerance"]
 
 
-def test_an_unreadable_image_is_named(embedded, photos, rocket, tmp_path):
+def test_an_unreadable_image_is_named(parity, embedded, photos, rocket, tmp_path):
     """Before the reference is loaded; the sentence is all that the user sees of it."""
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(rocket.read_bytes()[:20_000])
@@ -64,16 +64,67 @@ def test_an_unreadable_image_is_named(embedded, photos, rocket, tmp_path):
         draft = open_bundle(embedded).manifest
         with pytest.raises(ImageError, match=f"^{re.escape(str(path))}: {words}"):
             measure_parity(plan, draft, embedded, None, report=lambda line: pytest.fail(line))
+        with pytest.raises(ImageError, match=f"^{re.escape(str(path))}: {words}"):
+            parity["run"](open_bundle(embedded), open_model_folder(default_model_folder()), [photos[0], path])
+
+
+RESULTS = ROOT / "benchmarks/results"
+
+
+def committed(name):
+    return json.loads((RESULTS / name).read_text())
 
 
 def test_committed_report_is_of_the_embedded_bundle(embedded):
-    report = json.loads((ROOT / "benchmarks/results/parity.json").read_text())
+    report = committed("parity.json")
     assert report["bundle"]["id"] == open_bundle(embedded).manifest.id
     assert report["passed"]
-    assert len(report["image_files"]) >= 32
-    full = json.loads((ROOT / "benchmarks/results/parity-synthetic-sd15.json").read_text())
-    assert full["passed"]
-    assert full.keys() == report.keys()
+    assert len(set(report["image_files"])) >= 32
+
+
+# Relative L2 of the worst image, as promised for the full size.
+PROMISED = {
+    "latent": 1e-5,
+    "noise_prediction": 1e-5,
+    "lare": 3e-5,
+    "embedding": 1e-5,
+    "layer3": 1e-5,
+    "logits": 1e-5,
+    "attention": 1e-5,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [("parity.json", 32), ("parity-synthetic-sd15.json", 8), ("parity-build-synthetic-sd15.json", 6)],
+)
+def test_committed_reports_keep_the_promises(name, images):
+    """From the figures themselves, whatever the report makes of them."""
+    report = committed(name)
+    assert len(set(report["images"])) >= images
+    parts = [component["outputs"] for component in report["components"].values()]
+    outputs = {output: entry for part in parts for output, entry in part.items()}
+    assert outputs.keys() == PROMISED.keys()
+    for output, entry in [*outputs.items(), ("lare", report["end_to_end"]["lare"])]:
+        assert 0 < entry["worst_relative_l2"] <= entry["tolerance"] <= PROMISED[output], output
+        assert entry["not_finite"] == 0
+    spread = report["logit_standard_deviation"]
+    assert spread > 1e-2, "the check is void"
+    assert report["end_to_end"]["logits"]["max_abs"] <= 1e-3 * spread
+    assert report["same_bits_as_batch_1"] == {"4": True}
+    assert all(component["reason"] for component in report["components"].values())
+
+
+def test_committed_half_precision_keeps_the_promises():
+    """At full size: every value rounded to half, none overflows, and the largest of each layer is stored."""
+    half = committed("parity-build-synthetic-sd15.json")["half"]
+    assert half["end_to_end"]["lare"]["worst_relative_l2"] <= 1e-2
+    entries = [e for component in half["components"].values() for e in component["outputs"].values()]
+    assert len(entries) == len(PROMISED)
+    assert [e["not_finite"] for e in (*entries, half["end_to_end"]["lare"])] == [0] * (len(entries) + 1)
+    assert half["largest_of_float16"] == 65504
+    assert {name: len(layers) > 40 for name, layers in half["ranges"].items()} == dict.fromkeys(half["ranges"], True)
+    assert all(0 < value < 65504 for layers in half["ranges"].values() for value in layers.values())
 
 
 def test_wrong_weights_are_named(parity, tiny, photos):

@@ -255,6 +255,44 @@ def test_pickles_are_fetched_from_the_hub_only_when_allowed(pickled, tmp_path, m
     assert [pattern for pattern in asked[-1] if ".bin" in pattern] == ["unet/*.bin", "text_encoder/*.bin"]
 
 
+def test_the_hub_gives_one_set_of_weights_for_each_network(tmp_path, monkeypatch):
+    """Of a repository like Stable Diffusion 1.5's, which has five files of weights for the UNet alone."""
+    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    ends = (".safetensors", ".fp16.safetensors", ".non_ema.safetensors", ".bin", ".fp16.bin")
+    held = [f"{part}/{stem}{end}" for part, stem in stems.items() for end in ends]
+    held += [f"{part}/config.json" for part in stems] + ["tokenizer/merges.txt", "tokenizer/vocab.json"]
+    held += ["safety_checker/model.safetensors", "v1-5-pruned.ckpt", "v1-5-pruned-emaonly.safetensors", "README.md"]
+    commit = tmp_path / "snapshots" / ("0a" * 20)
+    fetched = set()
+
+    def download(location, *, revision, allow_patterns, local_files_only):
+        for name in huggingface_hub.utils.filter_repo_objects(held, allow_patterns=allow_patterns):
+            fetched.add(name)
+            (commit / name).parent.mkdir(parents=True, exist_ok=True)
+            (commit / name).touch()
+        return str(commit)
+
+    def weights():
+        return sorted(name for name in fetched if name.endswith((".safetensors", ".bin", ".ckpt")))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert find_stable_diffusion("somebody/model", allow_pickle=True).revision == "0a" * 20
+    assert weights() == sorted(f"{part}/{stem}.safetensors" for part, stem in stems.items())
+    assert {"tokenizer/merges.txt", "unet/config.json"} <= fetched
+    shutil.rmtree(commit)
+    fetched.clear()
+    held.remove("unet/diffusion_pytorch_model.safetensors")
+    held += [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    held.remove("vae/diffusion_pytorch_model.safetensors")
+    find_stable_diffusion("somebody/model", revision="main", allow_pickle=True)
+    assert weights() == [
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    ]
+
+
 def test_prediction_type_is_for_single_files(tmp_path):
     with pytest.raises(SourceError, match="--prediction-type is for a single file; a folder's scheduler says it"):
         find_stable_diffusion(str(tmp_path), prediction_type="epsilon")

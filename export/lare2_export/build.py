@@ -24,13 +24,10 @@ from .half_parity import has_half
 from .isolate import Report, SharedLock, run_isolated
 from .notice import notice_text
 from .options import BuildOptions
-from .parity import what_failed
+from .parity import MIN_LOGIT_SPREAD, what_failed
 from .parity_step import measure_half_parity, measure_parity
 from .plan import Plan, make_plan
 from .staging import BuildError, Staging, check_target
-
-# Logits that hardly move with the image would make every parity figure look good and mean nothing.
-MIN_LOGIT_SPREAD = 1e-2
 
 
 def build_bundle(sources: ModelSources, out: Path, options: BuildOptions, *, report: Report) -> Bundle:
@@ -54,6 +51,8 @@ def build_bundle(sources: ModelSources, out: Path, options: BuildOptions, *, rep
         write_bytes(staging.folder / SELFCHECK, b"")
         write_bytes(staging.folder / NOTICE, notice_text(plan.records).encode())
         draft = describe(plan, components, staging=staging, parity=None)
+        for note in draft.notes[len(sources.notes) :]:  # the caller knows those of the sources
+            report(f"note: {note}")
         staging.prune(keep={*draft.files, *(staging.marker(component.name) for component in COMPONENTS)})
         report("parity against the reference")
         given = (plan, draft, staging.folder, noise)
@@ -77,14 +76,23 @@ def _export(name: str, plan: Plan, staging: Staging, lock: SharedLock, report: R
     """Export one component, or reuse what a killed build finished; returns manifest variants."""
     kept = staging.finished(name, plan.joint_key(name))
     if kept is not None:
-        report(f"{name}: already exported by an earlier run")
         variants: list[dict[str, Any]] = kept["variants"]
+        report(f"{name}: already exported by an earlier run, {_size(variants, staging)}")
         return variants
     staging.clear(name)
     variants = run_isolated(name, export_component, name, plan, staging.folder, lock=lock, report=report)
-    files = sorted({file for variant in variants for file in (variant["graph"], *variant["files"])})
-    staging.finish(name, plan.joint_key(name), {"variants": variants}, files)
+    staging.finish(name, plan.joint_key(name), {"variants": variants}, _files(variants))
+    report(f"{name}: exported, {_size(variants, staging)}")
     return variants
+
+
+def _files(variants: list[dict[str, Any]]) -> list[str]:
+    return sorted({file for variant in variants for file in (variant["graph"], *variant["files"])})
+
+
+def _size(variants: list[dict[str, Any]], staging: Staging) -> str:
+    total = sum((staging.folder / name).stat().st_size for name in _files(variants))
+    return f"{total / 1e9:.3f} GB in {len(_files(variants))} files"
 
 
 def _refuse_unfaithful(parity: dict[str, Any], plan: Plan, out: Path, staging: Staging) -> None:
@@ -94,6 +102,7 @@ def _refuse_unfaithful(parity: dict[str, Any], plan: Plan, out: Path, staging: S
         write_bytes(kept, (staging.folder / PARITY).read_bytes())
         raise BuildError(f"the export is not faithful: {what_failed(parity)}; the report is in {kept}")
     spread = parity["logit_standard_deviation"]
+    # Then every figure of the report would look good and mean nothing.
     if plan.sources.synthetic and len(parity["images"]) > 1 and spread < MIN_LOGIT_SPREAD:
         raise BuildError(f"the synthetic weights are degenerate: logits move by only {spread:.1e} over the images")
     kept.unlink(missing_ok=True)

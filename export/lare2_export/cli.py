@@ -90,6 +90,18 @@ def build(
             "--half/--no-half", help="Export fp16 graphs for GPUs too. Default: where the weights are trained."
         ),
     ] = None,
+    engine: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="Also compile for this engine, such as tensorrt, into the cache, and check it; repeat. Default: none."
+        ),
+    ] = None,
+    optimization_level: Annotated[
+        Optional[int], typer.Option(min=0, max=5, help="TensorRT's builder optimisation level. Default: 3.")
+    ] = None,
+    workspace: Annotated[
+        Optional[int], typer.Option(min=1, help="MiB of GPU memory that a TensorRT kernel may take. Default: all.")
+    ] = None,
     noise_seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that every image shares.")] = 0,
     exif: Annotated[
         Literal["apply", "official", "ignore"],
@@ -137,9 +149,14 @@ def build(
     from lare2_rt.threads import available_threads
 
     from .build import build_bundle
+    from .engines_step import build_compiled, check_engines, plan_options
     from .options import BuildOptions
 
     quieten_libraries()
+    engines, plans = tuple(engine or ()), plan_options(optimization_level, workspace)
+    plans_given = optimization_level is not None or workspace is not None
+    if check_engines(engines, half=half, plans=plans_given) and half is None:
+        half = True  # GPU engines compute in half precision
     chosen = SourceOptions(
         model, sd, prediction_type, allow_pickle, revision, offline, clip, allow_unverified_torchscript, head
     )
@@ -171,6 +188,7 @@ def build(
         f"done: {out} is bundle {bundle.label}; worst component {parity.worst_component} "
         f"{parity.worst_relative_l2:.1e} relative L2, probability difference {parity.probability_difference:.1e}"
     )
+    build_compiled(bundle, engines, plans, threads=options.threads, report=report)
 
 
 def _dry_run(sources: ModelSources, out: Path, options: BuildOptions) -> None:

@@ -62,13 +62,14 @@ def describe(
         components={name: _variants(entries) for name, entries in components.items()},
         files={name: FileEntry(**staging.entry(name)) for name in sorted({*names, *beside})},
         sources=_sources(plan.records),
-        decision=Decision(calibration=sources.calibration),
+        decision=Decision(calibration=sources.calibration, demonstration=True if sources.demonstration else None),
         parity=_summary(parity),
         notes=sources.notes,
         build={"lare2-rt": __version__, **exporter_versions()},
     )
-    identities = {"id": manifest.compute_id(), "lare_id": manifest.compute_lare_id()}
-    return Manifest.model_validate_json(manifest.model_copy(update=identities).model_dump_json())
+    lare_id = manifest.compute_lare_id()
+    update = {"id": manifest.compute_id(), "lare_id": lare_id, "notes": sources.notes_for(lare_id)}
+    return Manifest.model_validate_json(manifest.model_copy(update=update).model_dump_json())
 
 
 def _variants(entries: list[dict[str, Any]]) -> tuple[Variant, ...]:

@@ -2,6 +2,9 @@
 
 The exporter's optimiser skips every operation with a large weight, and engines would fold these only at load, after
 shipping 47 million useless weights of SD 1.5. Folding here is one definition that a test can hold against the original.
+
+Matrix products are taken in float64 and rounded once: in float32 their last digit depends on the processor and on the
+number of threads, and with it the bytes of the bundle.
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ def fold_unet(unet: UNet2DConditionModel, *, timestep: int, prompt_embeds: Tenso
     """
     _refuse_unknown(unet)
     before = _elements(unet)
-    time = unet.time_embedding(unet.time_proj(torch.tensor([timestep], device=unet.device)).to(unet.dtype))  # [1,T]
+    time = _time_embedding(unet, timestep)  # float64 [1,T]
     removed = constants = 0
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
@@ -111,15 +114,29 @@ def _refuse_unknown(unet: UNet2DConditionModel) -> None:
             raise SourceError(f"the UNet has {name}={config[name]!r}; only Stable Diffusion 1.x and 2.x are supported")
 
 
+def _time_embedding(unet: UNet2DConditionModel, timestep: int) -> Tensor:
+    """The network's own embedding of a timestep: its sinusoids as they are, in float32, and two linear layers."""
+    embedding = unet.time_embedding
+    if embedding.cond_proj is not None or embedding.post_act is not None:
+        raise SourceError("the UNet embeds its timestep in an unknown way; only SD 1.x and 2.x are supported")
+    sinusoids = unet.time_proj(torch.tensor([timestep], device=unet.device))
+    return _exact(embedding.linear_2, embedding.act(_exact(embedding.linear_1, sinusoids.double())))
+
+
+def _exact(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in float64."""
+    return F.linear(x, layer.weight.double(), None if layer.bias is None else layer.bias.double())
+
+
 def _fold_time(block: ResnetBlock2D, time: Tensor) -> int:
     """Add the block's time projection to the bias of its first convolution; return the elements removed."""
     projection = block.time_emb_proj
     if projection is None:
         return 0
-    shift = projection(time if block.skip_time_act else F.silu(time))[0]  # [C]
+    shift = _exact(projection, time if block.skip_time_act else F.silu(time))[0]  # [C]
     if block.conv1.bias is None:
         raise SourceError("a ResNet block of the UNet has no bias to fold the timestep into; use SD 1.x or 2.x")
-    block.conv1.bias += shift
+    block.conv1.bias.copy_(block.conv1.bias.double() + shift)
     block.time_emb_proj = None
     return _elements(projection)
 
@@ -129,8 +146,11 @@ def _fold_context(attention: Attention, prompt_embeds: Tensor) -> FoldedCrossAtt
         raise SourceError("the UNet normalises its cross-attention; only Stable Diffusion 1.x and 2.x are supported")
     if attention.rescale_output_factor != 1 or attention.residual_connection:
         raise SourceError("the UNet's cross-attention has an unknown output; only SD 1.x and 2.x are supported")
-    key = split_heads(attention.to_k(prompt_embeds), attention.heads)  # [1,H,tokens,d]
-    value = split_heads(attention.to_v(prompt_embeds), attention.heads)
+    dtype = attention.to_k.weight.dtype
+    key, value = (
+        split_heads(_exact(project, prompt_embeds.double()).to(dtype), attention.heads)  # [1,H,tokens,d]
+        for project in (attention.to_k, attention.to_v)
+    )
     return FoldedCrossAttention(attention, key, value.contiguous())
 
 

@@ -140,7 +140,10 @@ def answer(name: str, kind: str, content: Any) -> Any:  # noqa: ANN401 - a step 
     if kind == "refused":
         raise content
     if kind == "failed":
-        raise BuildError(f"{name} failed: {content}; the full trace is above, finished components are kept")
+        raise BuildError(
+            f"{name} failed: {content}; finished components are kept: run the build again, and if it fails again, "
+            "report the trace above with the versions that 'pip freeze' gives"
+        )
     return content
 
 

@@ -11,7 +11,7 @@ from .components import Component, Geometry
 
 # Raise whenever this package or the reference starts to export other graphs from the same inputs: a bundle's identity
 # and the reuse of finished components depend on it, while comments and messages may change freely.
-EXPORT_REVISION = 2
+EXPORT_REVISION = 3
 _PACKAGES = ("torch", "diffusers", "open_clip_torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 

@@ -53,7 +53,7 @@ def measure_parity(plan: Plan, draft: Manifest, folder: Path, noise: Noise, *, r
     torch.set_num_threads(options.threads)
     procedural = procedural_pictures()
     sources: list[ImageSource] = [*procedural, *(options.images or photographs())]
-    pictures = [_pixels(source, options.policy, method) for source in sources]
+    pictures = [pixels_of(source, options.policy, method) for source in sources]
     report(f"  reference on {len(pictures)} images")
     reference = load_reference(
         plan.sources,
@@ -83,7 +83,7 @@ def measure_half_parity(
     return with_half(measured.report, half)
 
 
-def _pixels(source: ImageSource, policy: Preprocessing, method: Method) -> Pixels:
+def pixels_of(source: ImageSource, policy: Preprocessing, method: Method) -> Pixels:
     """Preprocess a picture; raises ImageError with its name."""
     try:
         return preprocess(source, policy, image_size=method.image_size, crop_size=method.crop_size)

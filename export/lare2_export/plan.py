@@ -46,7 +46,7 @@ def make_plan(sources: ModelSources, options: BuildOptions) -> Plan:
     hashes: dict[str, str] = {record.role: record.sha256 for record in records}
 
     # Models that only show that the chain works are exported for CPUs, trained weights for GPUs too.
-    trained = not sources.synthetic and sources.calibration != "untrained"
+    trained = not sources.synthetic and not sources.demonstration and sources.calibration != "untrained"
     half = trained if options.half is None else options.half
     precisions: tuple[Precision, ...] = ("fp32", "fp16") if half else ("fp32",)
 
@@ -71,8 +71,8 @@ def plan_geometry(sources: ModelSources, options: BuildOptions) -> Geometry:
     prediction_type = str(scheduler.config.prediction_type)
     if prediction_type not in PREDICTION_TYPES:
         raise BuildError(
-            f"the model predicts {prediction_type!r}, for which LaRE has no target; use one that predicts "
-            + " or ".join(PREDICTION_TYPES)
+            f"the scheduler of {sources.sd.name} has prediction_type {prediction_type!r}, for which LaRE has no "
+            "target; use a Stable Diffusion that predicts " + " or ".join(PREDICTION_TYPES)
         )
     vae = sources.vae_config()
     reduction = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -81,8 +81,9 @@ def plan_geometry(sources: ModelSources, options: BuildOptions) -> Geometry:
     egre, clip = sources.egre_config(), sources.clip_config()
     if (egre.channels, egre.embedding, egre.grid) != (clip.channels, clip.embedding, clip.grid):
         raise BuildError(
-            f"the head was made for CLIP features {egre.channels}×{egre.grid}² and an embedding of {egre.embedding}, "
-            f"this CLIP gives {clip.channels}×{clip.grid}² and {clip.embedding}; use the CLIP it was trained on"
+            f"the head {sources.head.name} was made for CLIP features {egre.channels}×{egre.grid}² and an embedding of "
+            f"{egre.embedding}, the CLIP {sources.clip.name} gives {clip.channels}×{clip.grid}² and {clip.embedding}; "
+            "use the CLIP that the head was trained on"
         )
     side = options.image_size // reduction
     return Geometry(
