@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,8 @@ from .weight_file import WeightFile
 # In the official state dict beside the head: the CLIP (taken by clip_source) and two layers that are never used.
 _NOT_HEAD = ("clip_model.", "conv_align.")
 _NEVER_USED = ".relative_importance_mapping."
+TRAINED = "head.safetensors"  # in the folder of a training run
+METADATA = "lare2_rt"  # key of a trained head's facts in its safetensors file
 
 
 class HeadSource(Protocol):
@@ -93,10 +97,21 @@ class HeadCheckpoint:
         """Whether the file holds the CLIP that its head was trained with, as official checkpoints do."""
         return any(key.startswith("clip_model.visual.") for key in WeightFile(self.path).shapes())
 
+    def lare_id(self) -> str | None:
+        """Return the LaRE it was trained on, where ``python -m lare2_ref.train`` wrote it; None for other files."""
+        try:
+            facts = json.loads(WeightFile(self.path).index().metadata.get(METADATA, "{}"))
+        except ValueError:
+            return None
+        found = facts.get("lare_id") if isinstance(facts, dict) else None
+        return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found) else None
+
 
 def find_head(location: str) -> HeadFolder | HeadCheckpoint:
-    """Return the source behind a folder or a file; raises SourceError."""
+    """Return the source behind a folder, a file, or the folder of a training run; raises SourceError."""
     path = Path(location)
+    if (path / TRAINED).is_file():
+        path = path / TRAINED
     if path.is_dir():
         return HeadFolder(path, path.name, "as stated by the source")
     if path.is_file():

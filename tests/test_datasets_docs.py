@@ -9,6 +9,7 @@ from extract_child import MapEngine
 from image_sets import here, picture
 
 from lare2_rt import engines
+from lare2_rt.datasets import read_index
 from lare2_rt.datasets.audit import MEANING
 from lare2_rt.datasets.layouts import LABELS
 from lare2_rt.features import open_features
@@ -26,7 +27,7 @@ def test_commands_and_python(command, tmp_path, capsys):
     for i, (kind, form) in enumerate((("real", "JPEG"), ("fake", "PNG")) * 4):
         path = tmp_path / f"photos/{kind}/{i}.{form.lower()}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(i, form=form, size=(80 + i, 70)))
+        path.write_bytes(picture(i, form=form, size=(300 + i, 260)))
     lines = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
     assert len(lines) == 3
     for line in lines:
@@ -35,6 +36,7 @@ def test_commands_and_python(command, tmp_path, capsys):
         run = command(*arguments)
         assert run.returncode == 0, (line, run.stderr)
     assert len(open_features("features")) == 8
+    assert set(read_index("matched/index.parquet").split) == {"train", "val", "test"}
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     exec(compile(code, "datasets.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()

@@ -2,12 +2,17 @@
 
 import contextlib
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_engine import FakeEngine
 from labelled import run_command, write_set
+from processes import environment
 from sklearn import metrics
 from tampering import read_manifest, reseal
 
@@ -19,6 +24,8 @@ from lare2_rt.evaluation.corruptions import CORRUPTIONS, corrupt
 from lare2_rt.evaluation.items import select
 from lare2_rt.evaluation.scorer import DetectorScorer
 from lare2_rt.evaluation.store import ScoreStore, score
+from lare2_rt.evaluation.summary import METRICS
+from lare2_rt.locate import embedded_bundle
 
 QUICK = ("--resamples", "20", "--batch", "4")
 
@@ -54,8 +61,8 @@ def scores(folder, condition="clean"):
     return [json.loads(line) for line in path.read_text().splitlines()[1:] if line]
 
 
-def test_numbers(evaluate, labelled, fake, tmp_path):
-    code, out, err = evaluate(labelled, "--threshold", "0.6")
+def test_numbers(evaluate, labelled, fake, tmp_path, untrained):
+    code, out, err = evaluate(labelled, "--bundle", untrained, "--threshold", "0.6")
     assert code == 0, err
     found = report(tmp_path / "evaluation")
     assert (found["schema"], found["data"]["real"], found["data"]["generated"]) == ("lare2-rt/evaluation/1", 12, 12)
@@ -73,7 +80,7 @@ def test_numbers(evaluate, labelled, fake, tmp_path):
     assert 0.5 < values["auc"] < 1
     assert values["average_precision"] == pytest.approx(metrics.average_precision_score(label, probability))
     assert values["accuracy_at_half"] == pytest.approx(metrics.accuracy_score(label, probability >= 0.5))
-    # The embedded model is untrained, so not even an explicit threshold gives verdicts.
+    # The model is untrained, so not even an explicit threshold gives verdicts.
     assert "decided_accuracy" not in values
     names = np.array(index.generator)
     part = (label == 0) | (names == "sd")
@@ -117,6 +124,84 @@ def test_calibrated_bundle_has_metrics_of_verdicts(evaluate, labelled, fake, tmp
     real = index.label == 0
     assert values["false_positive_rate"]["value"] == pytest.approx((probability[real] >= 0.7).mean())
     assert values["miss_rate"]["value"] == pytest.approx((probability[~real] < 0.6).mean())
+    right = metrics.accuracy_score(index.label, probability >= 0.7)
+    assert values["accuracy_at_calibrated"]["value"] == pytest.approx(right)
+    assert values["accuracy_at_half"]["value"] != values["accuracy_at_calibrated"]["value"]
+    # With a threshold of the caller's own there is no calibrated one in use.
+    assert evaluate(labelled, "--bundle", bundle_copy, "--threshold", "0.5", "--out", "own")[0] == 0
+    assert "accuracy_at_calibrated" not in report(tmp_path / "own")["models"][0]["conditions"][0]["overall"]["metrics"]
+
+
+def test_oracle_never_stands_as_plain_acc(evaluate, labelled, fake, tmp_path, bundle_copy):
+    """Wherever its figure is shown it is called oracle; every other ACC names the threshold that it is at."""
+    bundle_with(bundle_copy, calibrated)
+    code, out, err = evaluate(labelled, "--bundle", bundle_copy, "--corrupt", "half")
+    assert code == 0, err
+    overall = report(tmp_path / "evaluation")["models"][0]["conditions"][0]["overall"]["metrics"]
+    values = {name: interval["value"] for name, interval in overall.items()}
+    oracle = values.pop("oracle_accuracy")
+    shown = f"{oracle:.4f}"
+    assert shown not in {f"{value:.4f}" for value in values.values()}, "another figure hides what this test looks for"
+    text = (tmp_path / "evaluation/evaluation.md").read_text()
+    for name, content in (("report", text), ("terminal", out)):
+        lines = [line for line in content.splitlines() if shown in line]
+        assert lines, name
+        assert all("oracle ACC" in line for line in lines), name
+    named = [words for words in METRICS.values() if "ACC" in words]
+    assert len(named) == 7
+    assert all(re.search("at 0.5|calibrated threshold|of verdicts|^oracle ACC$", words) for words in named)
+    for heading in re.findall(r"[^|\n]*ACC[^|\n]*", text.split("## What the words mean")[0] + out):
+        assert heading.strip().split("  ")[0] in named, heading
+
+
+def test_precision_reaches_the_engine(evaluate, labelled, fake):
+    asked = []
+    original = fake.open
+    fake.open = lambda bundle, options: (asked.append(options.precision), original(bundle, options))[1]
+    assert evaluate(labelled, "--precision", "fp16")[0] == 0
+    assert evaluate(labelled)[0] == 0
+    assert asked == ["fp16", None]
+
+
+def test_without_torch(tmp_path):
+    """From index to calibrated bundle where neither torch nor our own packages that need it can be imported."""
+    bundle = shutil.copytree(embedded_bundle(), tmp_path / "bundle")
+    bundle_with(bundle, lambda raw: raw.update(decision={"calibration": "uncalibrated"}))
+    write_set(tmp_path / "set", real=60, generated=60, splits=("val", "test"))
+    code = """
+import sys
+for name in ("torch", "lare2_ref", "lare2_export", "diffusers", "transformers", "open_clip", "sklearn"):
+    sys.modules[name] = None
+from fake_engine import FakeEngine
+from lare2_rt import engines
+from lare2_rt.cli import main
+engines.ENGINES = (FakeEngine(),)
+for line in sys.stdin.read().splitlines():
+    sys.argv = ["lare2-rt", *line.split()]
+    try:
+        main()
+    except SystemExit as left:
+        assert left.code == 0, line
+"""
+    commands = (
+        "index set/set.csv --audit",
+        "extract index.parquet --out features --bundle bundle",
+        "calibrate index.parquet --bundle bundle --out new --fpr 0.1",
+        "evaluate index.parquet --bundle new --corrupt half --resamples 5",
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        input="\n".join(commands),
+        cwd=tmp_path,
+        env=environment(Path(__file__).parent),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    overall = report(tmp_path / "evaluation")["models"][0]["conditions"][0]["overall"]
+    assert (overall["real"], overall["generated"]) == (30, 30)
+    assert "accuracy_at_calibrated" in overall["metrics"]
 
 
 def test_stopped_run_goes_on(evaluate, labelled, fake, tmp_path):
@@ -212,10 +297,19 @@ def test_several_bundles_make_a_matrix(evaluate, labelled, fake, tmp_path, bundl
     assert code == 0, err
     found = report(tmp_path / "evaluation")
     assert found["matrix"]["columns"] == ["glide", "sd"]
-    for row, model in zip(found["matrix"]["auc"], found["models"], strict=True):
-        generators = model["conditions"][0]["generators"]
-        assert row == [generators[name]["metrics"]["auc"]["value"] for name in ("glide", "sd")]
-    assert "## Cross-generator matrix" in (tmp_path / "evaluation/evaluation.md").read_text()
+    for metric in ("auc", "balanced_accuracy_at_half"):
+        for row, model in zip(found["matrix"][metric], found["models"], strict=True):
+            generators = model["conditions"][0]["generators"]
+            assert row == [generators[name]["metrics"][metric]["value"] for name in ("glide", "sd")]
+    text = (tmp_path / "evaluation/evaluation.md").read_text()
+    rows = found["matrix"]["balanced_accuracy_at_half"]
+    means = [sum(column) / 2 for column in zip(*rows, strict=True)]
+    shown = " | ".join(f"{value:.1%}" for value in (*means, sum(means) / 2))
+    assert (
+        "## Cross-generator matrix\n\nBalanced ACC at 0.5; each row is one model.\n\n| model | glide | sd | mean |"
+        in text
+    )
+    assert f"| mean over models | {shown} |" in text
     code, _, err = evaluate(labelled, "--bundle", other, "--bundle", other)
     assert code == 2
     assert "given twice" in err

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,6 +96,32 @@ class TestMaps:
             assert features.lare(i)[0, 0, 2] - features.lare(i)[0, 0, 1] == pytest.approx(green, abs=0.01)
             assert features.embedding(i)[0] == pytest.approx(blue, abs=0.01)
         assert [(path, error[:12]) for _, path, error in features.failures] == [("train/real/bad.jpg", "not an image")]
+
+    @pytest.mark.parametrize("batch", [1, 4])
+    def test_images_are_decoded_while_the_engine_computes(self, fake, photos, tmp_path, monkeypatch, batch):
+        """Each call of the engine ends only when an image of the next one has been decoded, but for the last call."""
+        from lare2_rt.features import scoring
+
+        decoded = threading.Condition()
+        count = 0
+        original = scoring.preprocess
+
+        def counting(*arguments, **options):
+            nonlocal count
+            pixels = original(*arguments, **options)
+            with decoded:
+                count += 1
+                decoded.notify_all()
+            return pixels
+
+        def wait(call, output):
+            with decoded:
+                assert decoded.wait_for(lambda: count >= min(10, call * batch + 1), timeout=20)
+
+        monkeypatch.setattr(scoring, "preprocess", counting)
+        fake.script = wait
+        with Extraction.open(sources_of(photos), tmp_path / "f", ExtractOptions(batch=batch)) as extraction:
+            assert len(list(extraction.run())) == 10
 
     def test_aligned_with_an_index(self, fake, photos, tmp_path):
         index = build_index(photos).index

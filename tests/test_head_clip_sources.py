@@ -1,5 +1,6 @@
 """CLIPs and heads in every form that users have: the same numbers, or refused with the file and key named."""
 
+import json
 import re
 
 import huggingface_hub
@@ -42,6 +43,29 @@ def test_official_checkpoints_give_head_and_clip(name, wrapped, visual, tmp_path
     same(sources.clip_backbone().visual, visual)
     assert sources.calibration == "uncalibrated"
     assert OFFICIAL_NOTE in sources.notes
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"lare_id": "a" * 64}, {"lare_id": "no id"}, {"lare_id": None}, [], None],
+    ids=lambda facts: str(facts)[:20],
+)
+def test_trained_head_says_what_lare_it_is_for(facts, tmp_path):
+    """A build on other LaRE gets a note; what the file says of itself is not trusted to be anything."""
+    _, state = official("v6", {})
+    text = "{" if facts is None else json.dumps(facts)
+    save_file(state, tmp_path / "head.safetensors", metadata={"lare2_rt": text, "format": "pt"})
+    source = find_head(str(tmp_path))  # the folder of the run does as well
+    assert source.path == tmp_path / "head.safetensors"
+    sources = combine(open_model_folder(default_model_folder()), sd=None, clip=None, head=source)
+    assert sources.description.endswith(" with head.safetensors")
+    good = facts == {"lare_id": "a" * 64}
+    assert (OFFICIAL_NOTE in sources.notes) == (not good)
+    assert sources.notes_for("a" * 64) == sources.notes
+    others = sources.notes_for("b" * 64)[len(sources.notes) :]
+    assert len(others) == good
+    if good:
+        assert others[0].startswith("the head was trained on LaRE aaaaaaaaaaaa and this bundle computes bbbbbbbbbbbb: ")
 
 
 def test_head_as_safetensors_and_as_a_folder_are_the_same():

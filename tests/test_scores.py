@@ -88,6 +88,8 @@ def test_summary_equals_scikit_learn(case):
     assert values["real_accuracy_at_half"] == pytest.approx(metrics.recall_score(1 - labels, ~called))
     assert values["brier"] == pytest.approx(metrics.brier_score_loss(labels, probabilities))
     assert (summary.real, summary.generated) == (int((labels == 0).sum()), int((labels == 1).sum()))
+    at_calibrated = metrics.accuracy_score(labels, probabilities >= RULE.generated_from)
+    assert values["accuracy_at_calibrated"] == pytest.approx(at_calibrated)
     verdicts = [RULE.verdict(probability) for probability in probabilities]
     decided = [(v, label) for v, label in zip(verdicts, labels, strict=True) if v != "unsure"]
     assert values["unsure_share"] == pytest.approx(verdicts.count("unsure") / len(verdicts))

@@ -1,13 +1,12 @@
 """Training: the same bits from one seed and after any interruption, official recipe, results that can be built."""
 
+import contextlib
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from labelled import write_set
+from safetensors.torch import load_file
 from training import SMALL, extract, killed_after, run, small_set
 
 from lare2_ref.chosen import Chosen
@@ -17,11 +16,8 @@ from lare2_ref.train.loop import Trainer
 from lare2_ref.train.options import TrainOptions
 from lare2_ref.train.progress import EpochRecord, Progress
 from lare2_rt.bundle import open_bundle
-from lare2_rt.datasets import build_index, write_index
-from lare2_rt.detection import probability_of_generated
+from lare2_rt.datasets import build_index
 from lare2_rt.errors import ImageError, Lare2Error, UsageError
-from lare2_rt.features import Extraction, sources_of
-from lare2_rt.integrity import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +50,7 @@ def clip_of(images):
     return Chosen(clip=str(images[1].parent / "clip"))
 
 
+PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RESULTS = ("head.safetensors", "card.json", "card.md", "config.json")
 
 
@@ -258,18 +255,46 @@ def test_best_and_early_stop():
     assert not never.finished
 
 
-def test_learning_rate_falls_on_a_plateau_and_after_a_resume(images, tmp_path):
-    """Validation AUC is made to stand still: after patience + 1 epochs the rate halves, interrupted or not."""
+def scripted(aucs):
+    """Let the validation AUC of epoch i be ``aucs[i]``."""
+    from dataclasses import replace
+
     original = Trainer._measure
 
     def measure(self, progress, rate):
-        from dataclasses import replace
+        return replace(original(self, progress, rate), auc=aucs[progress.epoch])
 
-        return replace(original(self, progress, rate), auc=0.5)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Trainer, "_measure", measure)
+    return patch
 
+
+def test_training_stops_early_and_keeps_the_best_epoch(images, tmp_path):
+    """The head is that of the best epoch, to the bit, and not that of the last."""
+    options = recipe("frozen", epochs=9, stop_after=2, checkpoint_steps=0)
+    with contextlib.closing(Undo(scripted([0.6, 0.7, 0.5, 0.5, 0.9]))):
+        run(*images, tmp_path / "stopped", options)
+    card = json.loads((tmp_path / "stopped/card.json").read_text())
+    assert (card["epochs"], card["best_epoch"]["epoch"]) == (4, 2)
+    run(*images, tmp_path / "two", recipe("frozen", epochs=2, checkpoint_steps=0))
+    heads = [load_file(tmp_path / name / "head.safetensors") for name in ("stopped", "two")]
+    two = json.loads((tmp_path / "two/card.json").read_text())
+    assert two["best_epoch"]["epoch"] == 2  # so that its head is the second epoch's as well
+    assert heads[0].keys() == heads[1].keys()
+    assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
+
+
+class Undo:
+    """Undoes a patch when it is closed."""
+
+    def __init__(self, patch):
+        self.close = patch.undo
+
+
+def test_learning_rate_falls_on_a_plateau_and_after_a_resume(images, tmp_path):
+    """Validation AUC is made to stand still: after patience + 1 epochs the rate halves, interrupted or not."""
     options = recipe("frozen", epochs=7, checkpoint_steps=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_measure", measure)
+    with contextlib.closing(Undo(scripted([0.5] * 7))):
         with killed_after(4 * 4):
             run(*images, tmp_path / "out", options)
         run(*images, tmp_path / "out", options)
@@ -277,16 +302,85 @@ def test_learning_rate_falls_on_a_plateau_and_after_a_resume(images, tmp_path):
     assert rates == [1e-3] * 6 + [5e-4]
 
 
-def test_half_precision_trains(images, tmp_path):
-    out = run(*images, tmp_path / "out", recipe("frozen", epochs=1, precision="bf16"))
+@pytest.mark.parametrize("precision", PRODUCTS)
+def test_half_precision_of_the_forward_pass(precision, images, tmp_path):
+    """Products are computed in it; weights, gradients and the optimiser's moments stay in float32."""
+    products, states = set(), set()
+    original = Trainer._step
+
+    def step(self, batch, number):
+        classifier = self.trainee.egre.classifier
+        with contextlib.closing(Handle(classifier, lambda output: products.add(output.dtype))):
+            loss = original(self, batch, number)
+        states.update(p.grad.dtype for p in self.trainee.egre.parameters())
+        moments = (m for state in self._optimiser.optimizer.state.values() for m in state.values())
+        states.update(m.dtype for m in moments)
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", step)
+        out = run(*images, tmp_path / "out", recipe("frozen", epochs=1, precision=precision))
+    assert products == {PRODUCTS[precision]}
+    assert states == {torch.float32}
     head = find_head(str(out / "head.safetensors")).head()
     assert all(p.dtype == torch.float32 for p in head.parameters())
 
 
-def test_curves(images, tmp_path):
-    out = run(*images, tmp_path / "out", recipe("frozen", epochs=1), tensorboard=True)
-    (path,) = (out / "tensorboard").iterdir()
-    assert path.stat().st_size > 200
+class Handle:
+    """Watches the output of a module until it is closed."""
+
+    def __init__(self, module, seen):
+        self.close = module.register_forward_hook(lambda module, inputs, output: seen(output)).remove
+
+
+def test_precision_that_the_device_has_not_is_a_sentence(images, tmp_path, monkeypatch):
+    """accelerate itself trains in float32 on a CPU when it is asked for fp16, and on other devices it raises."""
+    with pytest.raises(UsageError, match=r"^fp16 needs a GPU, .*; choose --precision bf16 or fp32$"):
+        run(*images, tmp_path / "out", recipe("frozen", precision="fp16"))
+
+    import accelerate
+
+    def refuse(self, *arguments, **options):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(accelerate.Accelerator, "__init__", refuse)
+    with pytest.raises(UsageError, match=r"^bf16 cannot be used here: no such thing; choose another --precision$"):
+        run(*images, tmp_path / "out", recipe("frozen", precision="bf16"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_curves_hold_every_epoch_once_also_after_an_interruption(images, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = recipe("frozen", epochs=3, checkpoint_steps=0)
+    with killed_after(4):  # one epoch has four steps
+        run(*images, tmp_path / "out", options, tensorboard=True)
+    run(*images, tmp_path / "out", options, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "out/tensorboard")).Reload()
+    history = json.loads((tmp_path / "out/card.json").read_text())["history"]
+    assert set(events.Tags()["scalars"]) == history[0].keys() - {"epoch"}
+    for name in events.Tags()["scalars"]:
+        points = [(event.step, event.value) for event in events.Scalars(name)]
+        assert points == [(record["epoch"], pytest.approx(record[name], rel=1e-6)) for record in history]
+
+
+def test_shows_how_far_it_is(images, tmp_path):
+    """Each epoch and CLIP's features, in images; after an interruption from where it goes on."""
+    seen = []
+
+    @contextlib.contextmanager
+    def show(verb):
+        yield lambda done, total: seen.append((verb, done, total))
+
+    options = recipe("frozen", epochs=1)
+    with killed_after(2):
+        run(*images, tmp_path / "out", options, show=show)
+    run(*images, tmp_path / "out", options, show=show)
+    parts = json.loads((tmp_path / "out/card.json").read_text())["data"]
+    train = parts["train"]["real"] + parts["train"]["generated"]
+    assert ("CLIP features", 16, 16) in seen
+    steps = [min(done, train) for done in range(4, train + 4, 4)]
+    assert [done for verb, done, total in seen if verb == "epoch 1" and total == train] == steps
 
 
 # Refusals
@@ -357,135 +451,3 @@ def test_unextracted_images_are_named(images, tmp_path):
     extract(write_set(tmp_path / "less", real=4, generated=4, splits=("train",)), tmp_path / "features")
     with pytest.raises(UsageError, match=r"images have no LaRE in .*; extract them with 'lare2-rt extract'"):
         run(more, tmp_path / "features", tmp_path / "out", weights=clip_of(images))
-
-
-# The whole road
-
-
-@pytest.fixture(scope="module")
-def mini_head(tmp_path_factory, photos):
-    """(index, features, folder) of a head that was trained on mini's own CLIP with real maps."""
-    folder = tmp_path_factory.mktemp("mini")
-    rows = "".join(f"{photo},{number % 2},sd,train\n" for number, photo in enumerate(photos))
-    (folder / "list.csv").write_text("path,label,generator,split\n" + rows)
-    with Extraction.open(sources_of(str(folder / "list.csv")), folder / "features") as extraction:
-        list(extraction.run())
-    index = build_index(folder / "list.csv").index
-    options = recipe("trained", epochs=1, validation_share=0.5)
-    return folder, run(index, folder / "features", folder / "head", options, weights=Chosen())
-
-
-@pytest.mark.slow
-def test_bundle_of_a_trained_head_scores_as_the_reference(mini_head, tmp_path):
-    """``build_engines.py --head`` takes it, and both ways of evaluating agree to 1e-5."""
-    folder, head = mini_head
-    build = [sys.executable, ROOT / "export/build_engines.py", "--head", head / "head.safetensors", "--batch", "1"]
-    done = subprocess.run([*build, "--out", tmp_path / "engines"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    common = [folder / "list.csv", "--split", "all", "--resamples", "0"]
-    scores = {}
-    for name, command in (
-        ("bundle", ["lare2_rt", "evaluate", *common, "--bundle", tmp_path / "engines"]),
-        ("reference", ["lare2_ref.evaluate", *common, "--head", head / "head.safetensors"]),
-    ):
-        command = [sys.executable, "-m", *command, "--out", tmp_path / name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        (path,) = (tmp_path / name).glob("scores/*/clean.jsonl")
-        lines = [json.loads(line) for line in path.read_text().splitlines()[1:] if line]
-        scores[name] = {line["sha256"]: probability_of_generated(line["logits"]) for line in lines}
-    assert scores["bundle"].keys() == scores["reference"].keys()
-    differences = [abs(scores["bundle"][key] - scores["reference"][key]) for key in scores["bundle"]]
-    assert max(differences) <= 1e-5
-    assert len(set(scores["bundle"].values())) == len(differences)
-    names = {name: json.loads((tmp_path / name / "evaluation.json").read_text())["models"][0] for name in scores}
-    assert names["reference"]["engine"]["name"] == "reference"
-    assert names["bundle"]["decision"]["calibration"] == "uncalibrated"
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(images, tmp_path):
-    """Without dropout and BatchNorm, halves of a batch in two processes give the whole batch's gradient."""
-    index, features = images
-    write_index(tmp_path / "index.parquet", index)
-    common = [tmp_path / "index.parquet", "--features", features, "--clip", features.parent / "clip"]
-    common += ["--backbone", "frozen", "--epochs", "2", "--batch", "4", "--dropout", "0", "--workers", "0"]
-    common += ["--device", "cpu", "--threads", "1"]
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    histories = []
-    for name, start in (("one", []), ("two", launch)):
-        command = [sys.executable, "-m", *start, "lare2_ref.train", *common, "--out", tmp_path / name]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        card = json.loads((tmp_path / name / "card.json").read_text())
-        assert card["processes"] == (2 if start else 1)
-        histories.append(card["history"])
-    for one, two in zip(*histories, strict=True):
-        assert one == pytest.approx(two, rel=1e-3)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run ``python -m lare2_ref.train`` in this process; returns (exit code, standard error)."""
-    from accelerate.state import AcceleratorState
-
-    from lare2_ref.train.cli import main
-
-    def call(*arguments):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as left:
-            return left.code or 0, capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
-    return call
-
-
-def test_command(images, tmp_path, command):
-    """A good run leaves a head; errors are one sentence and exit code 2; an interrupt says how to go on."""
-    index, features = images
-    write_index(tmp_path / "index.parquet", index)
-    arguments = [
-        tmp_path / "index.parquet",
-        "--features",
-        features,
-        "--clip",
-        features.parent / "clip",
-        "--epochs",
-        "1",
-    ]
-    arguments += ["--batch", "8", "--device", "cpu", "--workers", "1", "--threads", "1", "--out", tmp_path / "out"]
-    code, err = command(*arguments)
-    assert code == 0, err
-    assert "epoch 1: loss" in err
-    assert find_head(str(tmp_path / "out/head.safetensors")).has_clip()
-    assert json.loads((tmp_path / "out/card.json").read_text())["data"]["index_sha256"] == sha256_of(
-        tmp_path / "index.parquet"
-    )
-    code, err = command(*arguments, "--dropout", "0.5")
-    assert code == 2
-    assert err.splitlines()[-1].startswith("train: ")
-    assert "is of a run with other options" in err
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", lambda self, batch, number: (_ for _ in ()).throw(KeyboardInterrupt))
-        code, err = command(*arguments[:-1], tmp_path / "new")
-    assert code == 130
-    assert err.splitlines()[-1].startswith("train: interrupted; run the same command again")
-    assert not (tmp_path / "new/head.safetensors").exists()
-
-
-def test_unreadable_image_in_a_decoding_process_is_a_sentence(tmp_path, command):
-    index, features = small_set(tmp_path)
-    write_index(tmp_path / "index.parquet", index)
-    for path in (tmp_path / "set").glob("*.png"):
-        path.unlink()
-    code, err = command(
-        tmp_path / "index.parquet", "--features", features, "--clip", tmp_path / "clip", "--device", "cpu",
-        "--workers", "1", "--threads", "1", "--out", tmp_path / "out",
-    )  # fmt: skip
-    assert code == 2
-    last = err.splitlines()[-1]
-    assert last.startswith(f"train: {tmp_path}/set/")
-    assert last.endswith("cannot be read (No such file or directory); check the index's root")

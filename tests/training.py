@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from lare2_ref.chosen import Chosen
 from lare2_ref.clip_backbone import ClipConfig, build_visual
 from lare2_ref.mini import seed_weights
+from lare2_ref.train.loop import show_nothing
 from lare2_ref.train.options import TrainOptions
 from lare2_ref.train.request import TrainRequest
 from lare2_ref.train.run import train
@@ -56,7 +57,7 @@ def small_set(folder, **options):
     return build_index(data).index, folder / "features"
 
 
-def run(index, features, out, options=SMALL, report=None, **changes):
+def run(index, features, out, options=SMALL, report=None, show=show_nothing, **changes):
     """Train in this process; returns the folder."""
     from accelerate.state import AcceleratorState
 
@@ -74,7 +75,7 @@ def run(index, features, out, options=SMALL, report=None, **changes):
         workers=0,
         device="cpu",
     )
-    return train(replace(request, **changes), report=report or (lambda line: None))
+    return train(replace(request, **changes), report=report or (lambda line: None), show=show)
 
 
 @contextlib.contextmanager

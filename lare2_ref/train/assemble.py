@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lare2_rt.bundle import Bundle
@@ -16,7 +17,7 @@ from ..sources import ModelSources, Role
 from .clip_cache import ClipCache, open_clip_cache
 from .data import Part, Parts
 from .dataset import Geometry
-from .loop import Report
+from .loop import Report, Show, show_nothing
 from .network import Networks, Trainee, freeze, head_config, new_head
 from .request import TrainRequest
 
@@ -50,6 +51,7 @@ def build_networks(
     parts: Parts,
     accelerator: Any,  # noqa: ANN401 - accelerate is untyped
     say: Report,
+    show: Show = show_nothing,
 ) -> tuple[Networks, ClipCache | None]:
     """Return the networks of a run, on accelerate's device, and the kept features of a frozen CLIP.
 
@@ -67,7 +69,7 @@ def build_networks(
         return Networks(Trainee(head, clip), None, extractor, bundle.noise), None
     freeze(clip)
     networks = Networks(Trainee(head, None), clip, extractor, bundle.noise)
-    return networks, _clip_cache(request, parts, clip, sources, bundle, accelerator, say)
+    return networks, _clip_cache(request, parts, clip, sources, bundle, accelerator, say, show)
 
 
 def _extractor(sources: ModelSources, bundle: Bundle) -> LareExtractor:
@@ -92,6 +94,7 @@ def _clip_cache(
     bundle: Bundle,
     accelerator: Any,  # noqa: ANN401
     say: Report,
+    show: Show,
 ) -> ClipCache | None:
     if not request.clip_cache:
         return None
@@ -100,25 +103,28 @@ def _clip_cache(
     items = [item for part in kept for item in part.items]
     geometry = geometry_of(bundle, sources)
 
-    def step(done: int, total: int) -> None:
-        if done == total or done % 1024 == 0:
-            say(f"CLIP features of {done} of {total} images")
-
     caches = []
     for build in (True, False):  # the others wait for the main process, then read what it has written
         if accelerator.is_main_process == build:
-            caches.append(
-                open_clip_cache(
-                    request.out / "clip",
-                    items,
-                    clip,
-                    clip_sha256=sources.clip.sha256(HashCache()),
-                    policy=geometry.policy,
-                    crop_size=geometry.crop_size,
-                    build=build,
-                    step=step,
+            with show("CLIP features") as shown:
+
+                def step(done: int, total: int, shown: Callable[[int, int], None] = shown) -> None:
+                    shown(done, total)
+                    if done == total or done % 1024 == 0:
+                        say(f"CLIP features of {done} of {total} images")
+
+                caches.append(
+                    open_clip_cache(
+                        request.out / "clip",
+                        items,
+                        clip,
+                        clip_sha256=sources.clip.sha256(HashCache()),
+                        policy=geometry.policy,
+                        crop_size=geometry.crop_size,
+                        build=build,
+                        step=step,
+                    )
                 )
-            )
         accelerator.wait_for_everyone()
     return caches[0]
 

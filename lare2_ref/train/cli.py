@@ -107,6 +107,7 @@ def train(
     import torch
 
     from lare2_rt.cli.evaluate import open_data
+    from lare2_rt.cli.working import working
     from lare2_rt.threads import available_threads
 
     from ..chosen import Chosen
@@ -146,7 +147,7 @@ def train(
         device=device,
         tensorboard=tensorboard,
     )
-    run(request, report=report)
+    run(request, report=report, show=working)
 
 
 @answering_sigterm

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ from .randomness import order, seed_torch
 
 BEST = "best.safetensors"
 Report = Callable[[str], None]
+Show = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int], None]]]
+
+
+@contextlib.contextmanager
+def show_nothing(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A ``Show`` without a sign."""
+    yield lambda done, total: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +87,11 @@ class Trainer:
         digest: str,
         report: Report,
         watch: Callable[[EpochRecord], None] = lambda record: None,
+        show: Show = show_nothing,
     ) -> None:
         options = workshop.options
         self._shop, self._networks, self._accelerator = workshop, networks, accelerator
-        self._report, self._watch = report, watch
+        self._report, self._watch, self._show = report, watch, show
         trained = [p for p in networks.trainee.parameters() if p.requires_grad]
         # Official: Adam, no weight decay, gradient norm 5, the learning rate halved on a plateau.
         optimiser = torch.optim.Adam(trained, lr=options.learning_rate)
@@ -116,11 +125,13 @@ class Trainer:
         self._set_modes(training=True)
         rate = float(self._optimiser.param_groups[0]["lr"])
         stream = batches(shop.samples(shop.parts.train, progress.epoch), chosen[progress.step :], workers=shop.workers)
-        for batch in stream:
-            progress.took_step(self._step(batch, progress.total_steps))
-            every = options.checkpoint_steps
-            if every and progress.total_steps % every == 0 and progress.step < len(chosen):
-                self._checkpoints.save(progress)
+        every = options.checkpoint_steps
+        with self._show(f"epoch {progress.epoch + 1}") as shown:
+            for batch in stream:
+                progress.took_step(self._step(batch, progress.total_steps))
+                if every and progress.total_steps % every == 0 and progress.step < len(chosen):
+                    self._checkpoints.save(progress)
+                shown(min(progress.step * options.batch, len(numbers)), len(numbers))
         record = self._measure(progress, rate)
         self._plateau.step(record.auc)
         if progress.took_epoch(record, options) and self._accelerator.is_main_process:

@@ -15,9 +15,10 @@ from lare2_rt.evaluation.summary import METRICS
 from lare2_rt.output import printable
 
 from ..egre import official_key
+from ..head_source import METADATA, TRAINED
 from .network import Trainee
 
-HEAD, CONFIG, CARD, CARD_TEXT = "head.safetensors", "config.json", "card.json", "card.md"
+HEAD, CONFIG, CARD, CARD_TEXT = TRAINED, "config.json", "card.json", "card.md"
 
 
 def head_state(trainee: Trainee) -> dict[str, Tensor]:
@@ -37,7 +38,7 @@ def write_results(out: Path, trainee: Trainee, card: dict[str, Any]) -> None:
     write_bytes(out / CONFIG, (json.dumps(asdict(trainee.egre.config), indent=2) + "\n").encode())
     # One entry, because the order of several is not fixed, and the same run must give the same bytes.
     facts = json.dumps({"lare_id": card["lare_id"], "card": card["schema"]}, sort_keys=True)
-    write_bytes(out / HEAD, save(head_state(trainee), metadata={"lare2_rt": facts}))
+    write_bytes(out / HEAD, save(head_state(trainee), metadata={METADATA: facts}))
 
 
 def card_text(card: dict[str, Any]) -> str:

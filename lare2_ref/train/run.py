@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,23 +23,21 @@ from .assemble import build_networks, check_same_stable_diffusion, geometry_of, 
 from .card import card_of, data_facts, measure, origin
 from .curves import curves
 from .data import Part, Parts, split_parts
-from .loop import Report, Trainer, Workshop
+from .loop import Report, Show, Trainer, Workshop, show_nothing
 from .request import TrainRequest
 from .results import HEAD, write_results
 
 RUN = "run.json"
 
 
-def train(request: TrainRequest, *, report: Report) -> Path:
+def train(request: TrainRequest, *, report: Report, show: Show = show_nothing) -> Path:
     """Train a head and return the folder of the results; a run that was killed goes on from its last checkpoint.
 
-    ``report`` receives one line per phase and epoch.
+    ``report`` receives one line per phase and epoch; ``show`` shows how far a phase is, in images.
 
     Raises:
         Lare2Error: with the remedy; what was finished is kept.
     """
-    from accelerate import Accelerator
-
     options = request.options
     options.check()
     bundle = open_bundle(locate_bundle(request.bundle).path)
@@ -49,7 +48,7 @@ def train(request: TrainRequest, *, report: Report) -> Path:
         check_same_stable_diffusion(sources, bundle)
     _deterministic()
     mixed = "no" if options.precision == "fp32" else options.precision
-    accelerator = Accelerator(cpu=request.device == "cpu", mixed_precision=mixed, step_scheduler_with_optimizer=False)
+    accelerator = _accelerator(request, mixed)
     if options.batch % accelerator.num_processes:
         raise UsageError(
             f"a batch of {options.batch} images cannot be shared evenly by {accelerator.num_processes} processes; "
@@ -57,13 +56,14 @@ def train(request: TrainRequest, *, report: Report) -> Path:
         )
     main = accelerator.is_main_process
     say: Report = report if main else lambda line: None
+    show = show if main else show_nothing
     with _folder(request.out, main):
         say(_describe(parts))
         facts = run_facts(parts, bundle, sources, request, accelerator.num_processes)
         digest = options.digest(facts)
         if main:
             write_bytes(request.out / RUN, (json.dumps({"run": digest, "options": asdict(options)}) + "\n").encode())
-        networks, cache = build_networks(request, sources, bundle, features, parts, accelerator, say)
+        networks, cache = build_networks(request, sources, bundle, features, parts, accelerator, say, show)
         shop = Workshop(
             options=options,
             parts=parts,
@@ -75,7 +75,7 @@ def train(request: TrainRequest, *, report: Report) -> Path:
             clean=replace(options, crop="centre", augment="none", noise="fixed"),
         )
         with curves(request, main) as watch:
-            trainer = Trainer(shop, networks, accelerator, digest=digest, report=say, watch=watch)
+            trainer = Trainer(shop, networks, accelerator, digest=digest, report=say, watch=watch, show=show)
             progress = trainer.run()
         trainer.restore_best()
         measured = {"validation": measure(trainer, parts.validation), "test": measure(trainer, parts.test)}
@@ -85,6 +85,19 @@ def train(request: TrainRequest, *, report: Report) -> Path:
             write_results(request.out, trainer.trainee, card)
         say(f"done: {request.out / HEAD}, and what it is in {request.out / 'card.md'}")
     return request.out
+
+
+def _accelerator(request: TrainRequest, mixed: str) -> Any:  # noqa: ANN401 - accelerate is untyped
+    from accelerate import Accelerator
+
+    try:
+        made = Accelerator(cpu=request.device == "cpu", mixed_precision=mixed, step_scheduler_with_optimizer=False)
+    except ValueError as error:  # half precision that this device has not
+        raise UsageError(f"{mixed} cannot be used here: {error}; choose another --precision") from error
+    if mixed == "fp16" and made.device.type == "cpu":
+        # accelerate would train in float32 and say nothing, and the head's card would say fp16.
+        raise UsageError("fp16 needs a GPU, and training is on the CPU; choose --precision bf16 or fp32")
+    return made
 
 
 def _features(request: TrainRequest, bundle: Bundle) -> Features | None:

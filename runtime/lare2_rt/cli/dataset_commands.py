@@ -44,6 +44,15 @@ def index(
     out: _Out = "index.parquet",
     layout: Annotated[Layout, typer.Option(help="How the set is laid out; auto tells it from the folders.")] = "auto",
     root: _Root = None,
+    val_share: Annotated[
+        float,
+        typer.Option(help="Move this share (0..1) of the training images to the split val, by source; 0 leaves it."),
+    ] = 0.0,
+    test_share: Annotated[float, typer.Option(help="The same for the split test.")] = 0.0,
+    val_is_test: Annotated[
+        bool, typer.Option("--val-is-test", help="Call the set's split val test, as GenImage's results are on it.")
+    ] = False,
+    split_seed: Annotated[int, typer.Option(min=0, help="Seed that decides which images move.")] = 0,
     audit: Annotated[
         bool, typer.Option("--audit", help="Say how well size, format and the like alone tell the classes apart.")
     ] = False,
@@ -59,12 +68,14 @@ def index(
 
     Exit code: 0 all fine, 1 some images cannot be used, 2 nothing could be indexed, 130 interrupted.
     """
+    from ..datasets.split import SplitOptions
     from .index import IndexOptions, MatchedChoice, run_index
 
     options = IndexOptions(
         out=out,
         layout=layout,
         root=root,
+        splits=SplitOptions(val_share, test_share, split_seed, val_is_test),
         audit=audit,
         matched=MatchedChoice(matched, matched_size, matched_format, matched_quality) if matched is not None else None,
         threads=threads,

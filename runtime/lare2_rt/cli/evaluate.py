@@ -28,6 +28,7 @@ from ..evaluation.run import Evaluation, EvaluationOptions, OpenScorer, Step, ev
 from ..evaluation.scorer import DetectorScorer
 from ..evaluation.summary import METRICS, Interval
 from ..locate import locate_bundle
+from ..manifest import Precision
 from ..output import print_tables, printable
 from .app import EXIT_FILES
 from .console import Interrupted, say
@@ -43,6 +44,7 @@ class EvaluateOptions:
 
     bundles: tuple[str, ...]
     engine: str
+    precision: Precision | None
     threads: int | None
     batch: int | None
     threshold: float | None
@@ -124,6 +126,7 @@ def _open(name: str | None, options: EvaluateOptions) -> DetectorScorer:
         detector = Detector.load(
             locate_bundle(name).path if name is None else name,
             engine=options.engine,
+            precision=options.precision,
             batch=options.batch,
             threads=options.threads,
             threshold=options.threshold,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,10 @@ from ..atomic import check_target
 from ..datasets.arrow import arrow
 from ..datasets.audit import AuditReport, audit_index, count_by
 from ..datasets.build import Indexed, LayoutChoice, build_index
+from ..datasets.lists import lists_in
 from ..datasets.matched import INDEX_NAME, Matched, MatchedOptions, write_matched
 from ..datasets.overlaps import Overlaps, find_overlaps
+from ..datasets.split import TEST, VAL, SplitOptions, arrange_splits
 from ..datasets.table import Index, read_index, write_index
 from ..output import print_tables, printable
 from . import audit_report
@@ -48,6 +51,7 @@ class IndexOptions:
     out: str
     layout: LayoutChoice
     root: str | None
+    splits: SplitOptions
     audit: bool
     matched: MatchedChoice | None
     threads: int | None
@@ -82,6 +86,13 @@ def run_index(data: str, options: IndexOptions) -> int:
     arrow()  # missing, it should not show after an hour of reading
     with working("indexing") as step:
         made = build_index(data, layout=options.layout, root=options.root, threads=options.threads, progress=step)
+    made = replace(made, index=arrange_splits(made.index, options.splits))
+    _say_lists(data)
+    if VAL in made.index.split and TEST not in made.index.split:
+        say(
+            "note: the set has a split val and no test; GenImage and others report their results on val: --val-is-test "
+            "calls it so, and --val-share draws images for validation and calibration from the training images"
+        )
     write_index(target, made.index, overwrite=options.force)
     failed = _say_failures(made)
     overlaps = find_overlaps(made.index)
@@ -104,6 +115,16 @@ def run_audit(index: str, options: AuditOptions) -> int:
     failed = options.matched is not None and _match(report, found, options.matched, options.threads)
     _print(report, options.form)
     return EXIT_FILES if failed else 0
+
+
+def _say_lists(data: str) -> None:
+    """Many sets are folders with a list beside them, which knows more than the folders do."""
+    for name in lists_in(data):
+        path = os.path.join(data, name)
+        say(
+            f"note: {path} lists images with their labels, which a folder's index does not take up; 'lare2-rt index "
+            f"{path}' does, with the splits, generators and sources that it names"
+        )
 
 
 def _say_failures(made: Indexed) -> bool:

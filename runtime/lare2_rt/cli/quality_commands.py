@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -37,6 +37,9 @@ def evaluate(
         typer.Option(help="Probability (0..1) from which the verdict is 'generated'. Default: the bundle's own."),
     ] = None,
     engine: Annotated[str, typer.Option(help="Engine name, or 'auto' for the fastest usable one.")] = "auto",
+    precision: Annotated[
+        Optional[Literal["fp32", "fp16"]], typer.Option(help="Arithmetic precision. Default: the engine's.")
+    ] = None,
     batch: Annotated[
         Optional[int], typer.Option(min=1, help="Images per engine call, one of the bundle's sizes.")
     ] = None,
@@ -58,6 +61,7 @@ def evaluate(
     options = EvaluateOptions(
         bundles=tuple(bundle or ()),
         engine=engine,
+        precision=precision,
         threads=threads,
         batch=batch,
         threshold=threshold,
@@ -95,6 +99,9 @@ def calibrate(
     report: Annotated[Optional[str], typer.Option(help="Write what changed to this JSON file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Let --out replace an existing bundle.")] = False,
     engine: Annotated[str, typer.Option(help="Engine name, or 'auto' for the fastest usable one.")] = "auto",
+    precision: Annotated[
+        Optional[Literal["fp32", "fp16"]], typer.Option(help="Arithmetic precision. Default: the engine's.")
+    ] = None,
     batch: Annotated[
         Optional[int], typer.Option(min=1, help="Images per engine call, one of the bundle's sizes.")
     ] = None,
@@ -122,6 +129,7 @@ def calibrate(
         report=report,
         force=force,
         engine=engine,
+        precision=precision,
         threads=threads,
         batch=batch,
         seed=seed,

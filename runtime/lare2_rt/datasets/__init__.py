@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .audit import AuditReport, audit_index
     from .build import Indexed, build_index
     from .matched import MatchedOptions, write_matched
+    from .split import SplitOptions, arrange_splits
     from .table import Index, IndexRow, read_index, write_index
 
 _WHERE = {
@@ -20,8 +21,10 @@ _WHERE = {
     "IndexRow": "table",
     "Indexed": "build",
     "MatchedOptions": "matched",
+    "SplitOptions": "split",
     "audit_index": "audit",
     "build_index": "build",
+    "arrange_splits": "split",
     "read_index": "table",
     "write_index": "table",
     "write_matched": "matched",
@@ -33,6 +36,8 @@ __all__ = [
     "IndexRow",
     "Indexed",
     "MatchedOptions",
+    "SplitOptions",
+    "arrange_splits",
     "audit_index",
     "build_index",
     "read_index",

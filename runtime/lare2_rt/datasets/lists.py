@@ -40,6 +40,28 @@ def collect_list(path: str, *, root: str | None = None) -> Collected:
     return Collected(base, "list", entries)
 
 
+def lists_in(folder: str) -> list[str]:
+    """Return the names of the CSV files in a folder whose heading makes them lists of labelled images.
+
+    One that cannot be read is none; a file instead of a folder has none.
+    """
+    if not os.path.isdir(folder):
+        return []
+    found = []
+    for path in sorted(Path(folder).glob("*.csv")):
+        if not path.is_file():  # a pipe would be waited for
+            continue
+        try:
+            with path.open("rb") as stream:
+                first = stream.readline(1 << 16).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+            heading = next(csv.reader([first]), [])
+        except (OSError, csv.Error):
+            continue
+        if {"path", "label"} <= set(heading):
+            found.append(path.name)
+    return found
+
+
 def _read(path: str) -> str:
     """The text, in which bytes that are not UTF-8 stay what they are in file names."""
     try:

@@ -92,8 +92,9 @@ def _reliability(model: ModelResult) -> bytes:
         alpha=0.85,
     )
     for b in filled:
-        x, y = (b.low + b.high) / 2, (b.generated or 0) + 0.01
-        axes.text(x, y, str(b.images), ha="center", fontsize=7, color=_INK)
+        x, y = (b.low + b.high) / 2, (b.generated or 0) + 0.015
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the diagonal would cross the numbers out
+        axes.text(x, y, str(b.images), ha="center", fontsize=7, color=_INK, bbox=paper)
     ece = model.clean.overall.metrics["ece"].value
     title = f"{_plain(model.provenance.bundle_name)}: ECE {ece:.3f} (numbers: images)"
     axes.set(xlabel="probability of being generated", ylabel="share generated", xlim=(0, 1), ylim=(0, 1.08))
@@ -141,4 +142,5 @@ def _ends(interval: Any) -> tuple[float | None, float | None]:  # noqa: ANN401
 
 def _plain(text: str) -> str:
     """Text that matplotlib does not take for mathematics."""
-    return printable(text).replace("$", r"\$")[:40]
+    shown = printable(text)
+    return (shown if len(shown) <= 40 else f"{shown[:39]}…").replace("$", r"\$")

@@ -19,6 +19,8 @@ SCHEMA = "lare2-rt/evaluation/1"
 FOOT = """\
 - ACC at 0.5, real ACC, generated ACC: the threshold is 0.5, whatever the bundle's own. Balanced ACC is the mean of the
   real and the generated one, so it does not depend on how many of each there are.
+- ACC at the calibrated threshold: of all images, called generated from the bundle's own `generated from` on; those that
+  it is unsure about count as not called generated.
 - ACC of verdicts, unsure, real called generated, generated called real: under the bundle's own thresholds, where it has
   any; ACC of verdicts leaves out the images that it is unsure about.
 - Oracle ACC is the best of all thresholds, **chosen on these very images**: no user gets it. Papers have

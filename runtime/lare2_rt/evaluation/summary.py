@@ -15,7 +15,7 @@ from .scores import Flags, Floats, Oracle, Ranking, expected_calibration_error, 
 
 RESAMPLES = 1000
 LEVEL = 0.95
-# In the order of reports. The first block needs no threshold or the fixed one; the second needs thresholds of the rule.
+# In the order of reports. Up to the oracle's all need no threshold or a fixed one; the others need those of the rule.
 METRICS = {
     "auc": "AUC",
     "average_precision": "AP",
@@ -28,6 +28,7 @@ METRICS = {
     "ece": "ECE (15 bins)",
     "brier": "Brier score",
     "oracle_accuracy": "oracle ACC",
+    "accuracy_at_calibrated": "ACC at the calibrated threshold",
     "decided_accuracy": "ACC of verdicts",
     "unsure_share": "unsure",
     "false_positive_rate": "real called generated",
@@ -141,6 +142,9 @@ def _metrics(sample: Sample, ranking: Ranking, rule: DecisionRule, weights: Floa
     if rule.decides:
         says_generated, says_real = rule.verdicts(probability)
         decided = says_generated | says_real
+        if not rule.explicit:
+            # Of all images, as at 0.5 and at the oracle's threshold; those in the band count as not called generated.
+            values["accuracy_at_calibrated"] = share(says_generated == generated, everything, weights)
         values |= {
             "decided_accuracy": share(says_generated == generated, decided, weights),
             "unsure_share": share(~decided, everything, weights),
