@@ -78,7 +78,7 @@ def open_reference(bundle: Bundle, sources: ModelSources, *, device: str = "cpu"
         image_size=method.image_size,
     ).to(device)
     same = {(r.role, r.sha256) for r in sources.records()} == {(s.role, s.sha256) for s in bundle.manifest.sources}
-    rule = bundle.manifest.rule if same else DecisionRule(sources.calibration)
+    rule = bundle.manifest.rule if same else DecisionRule(sources.calibration, demonstration=sources.demonstration)
     # Other noise or another prompt over the same weights is another model.
     weights = f"{reference.identity.sha256}{bundle.manifest.lare_id}"
     identity = hashlib.sha256(weights.encode()).hexdigest()
@@ -160,6 +160,7 @@ def evaluate(
     options = EvaluateOptions(
         bundles=(),
         engine="reference",
+        precision=None,
         threads=None,
         batch=None,
         threshold=None,

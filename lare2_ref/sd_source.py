@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,7 +22,6 @@ from .weight_file import WeightFile
 
 _PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 _NETWORKS = ("unet", "vae", "text_encoder")
-_HUB_PATTERNS = tuple(f"{part}/{pattern}" for part in _PARTS for pattern in ("*.json", "*.txt", "*.safetensors"))
 _LICENCE = "as stated by the source; Stable Diffusion 1.x: CreativeML OpenRAIL-M, 2.x: CreativeML Open RAIL++-M"
 _Library = Literal["diffusers", "transformers"]
 # What the libraries call their weights: safetensors and pickles.
@@ -29,6 +29,8 @@ _STEMS: dict[_Library, tuple[str, str]] = {
     "diffusers": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "transformers": ("model", "pytorch_model"),
 }
+_LIBRARY: dict[str, _Library] = {"unet": "diffusers", "vae": "diffusers", "text_encoder": "transformers"}
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class SdSource(Protocol):
@@ -98,8 +100,11 @@ class SdFolder:
         return int(read_json(self._part("text_encoder") / "config.json").get("max_position_embeddings", 77))
 
     def vae(self) -> AutoencoderKL:
-        """See ``SdSource``."""
-        return self._network(AutoencoderKL, "vae")
+        """See ``SdSource``; without decoder where the folder has none, since LaRE never decodes."""
+        vae = self._network(AutoencoderKL, "vae")
+        if any(parameter.is_meta for parameter in vae.parameters()):
+            del vae.decoder, vae.post_quant_conv
+        return vae
 
     def unet(self) -> UNet2DConditionModel:
         """See ``SdSource``."""
@@ -175,11 +180,17 @@ def find_stable_diffusion(
     if path.is_dir():
         return SdFolder(path, path.name, _LICENCE, allow_pickle=allow_pickle)
     folder = _download(location, revision=revision, offline=offline, allow_pickle=allow_pickle)
-    return SdFolder(folder, location, _LICENCE, revision, allow_pickle)
+    # The hub's cache names a folder after the commit: a branch says less, and moves.
+    found = folder.name if _COMMIT.fullmatch(folder.name) else revision
+    return SdFolder(folder, location, _LICENCE, found, allow_pickle)
 
 
 def _download(location: str, *, revision: str | None, offline: bool, allow_pickle: bool) -> Path:
-    """Return the folder of a hub repository; pickles are fetched when allowed, for parts without safetensors."""
+    """Return the folder of a hub repository, with one set of weights for each network and nothing else.
+
+    Repositories hold several: whole, without the average over the training, in half precision, as pickles. Half
+    precision is fetched for networks that have no other, pickles for those that have no safetensors, when allowed.
+    """
     if location.startswith("runwayml/"):
         raise SourceError(f"{location} was withdrawn; use stable-diffusion-v1-5/stable-diffusion-v1-5")
     from huggingface_hub import snapshot_download
@@ -187,11 +198,18 @@ def _download(location: str, *, revision: str | None, offline: bool, allow_pickl
     def fetch(patterns: list[str]) -> Path:
         return Path(snapshot_download(location, revision=revision, allow_patterns=patterns, local_files_only=offline))
 
+    def bare(folder: Path) -> list[str]:
+        return [part for part in _NETWORKS if not any((folder / part).glob("*.safetensors"))]
+
+    stems = {part: _STEMS[_LIBRARY[part]][0] for part in _NETWORKS}
+    always = [f"{part}/{pattern}" for part in _PARTS for pattern in ("*.json", "*.txt")]
+    always += [f"{part}/{stem}{end}.safetensors" for part, stem in stems.items() for end in ("", "-*")]
     try:
-        folder = fetch(list(_HUB_PATTERNS))
-        bare = [part for part in _NETWORKS if not any((folder / part).glob("*.safetensors"))]
-        if allow_pickle and bare:
-            folder = fetch([*_HUB_PATTERNS, *(f"{part}/*.bin" for part in bare)])
+        folder = fetch(always)
+        if missing := bare(folder):
+            folder = fetch([*always, *(f"{part}/{stems[part]}.fp16*.safetensors" for part in missing)])
+        if allow_pickle and (missing := bare(folder)):
+            folder = fetch([*always, *(f"{part}/*.bin" for part in missing)])
     except Exception as error:  # the hub client has many error types, all meaning the same here
         why = first_line(error)
         raise SourceError(
@@ -270,10 +288,15 @@ def _owned(network: Any) -> Any:  # noqa: ANN401 - the libraries' classes
     return network.eval()
 
 
+def _idle(key: str, misfit: str) -> bool:
+    """Whether a key does not matter: LaRE never decodes, and older text encoders store the positions 0, 1, 2, …."""
+    decodes = misfit == "missing_keys" and key.startswith(("decoder.", "post_quant_conv."))
+    return decodes or key.endswith("position_ids")
+
+
 def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
     """Name the first key that does not fit: the libraries would fill a missing one with random numbers."""
     for misfit in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        # Older text encoders store the positions 0, 1, 2, …, which are no weight.
-        keys = sorted(str(key) for key in info.get(misfit) or () if not str(key).endswith("position_ids"))
+        keys = sorted(str(key) for key in info.get(misfit) or () if not _idle(str(key), misfit))
         if keys:
             raise SourceError(f"{folder} has {misfit.replace('_', ' ')}: {keys[0]}; download it again")

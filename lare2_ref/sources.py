@@ -61,6 +61,7 @@ class ModelSources:
     Attributes:
         name, description: of the model as a whole; calibration: whether its verdicts mean anything.
         synthetic: True for weights that never saw an image; notes: sentences for the user and the manifest.
+        demonstration: the model shows the tool, and its verdicts are marked so.
     """
 
     sd: SdSource
@@ -71,6 +72,7 @@ class ModelSources:
     calibration: Calibration
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    demonstration: bool = False
 
     def scheduler(self) -> DDPMScheduler:
         """Return the noise schedule."""
@@ -108,6 +110,18 @@ class ModelSources:
         """Return the head in float32."""
         return self.head.head()
 
+    def notes_for(self, lare_id: str) -> tuple[str, ...]:
+        """Return ``notes`` and, where the head was trained on the LaRE of another bundle, that."""
+        trained_on = self.head.lare_id() if isinstance(self.head, HeadCheckpoint) else None
+        if trained_on in (None, lare_id):
+            return self.notes
+        note = (
+            f"the head was trained on LaRE {str(trained_on)[:12]} and this bundle computes {lare_id[:12]}: its Stable "
+            "Diffusion, prompt, noise or preprocessing differ, so scores shift; build with those of the head's card, "
+            "or train on features of this bundle"
+        )
+        return (*self.notes, note)
+
     def records(self) -> tuple[SourceRecord, ...]:
         """Return what the manifest says about every set of weights; hashes are remembered, so asking again is cheap."""
         cache = HashCache()
@@ -141,6 +155,7 @@ def open_model_folder(folder: Path, *, allow_pickle: bool = False) -> ModelSourc
             description=str(card["description"]),
             calibration=card["calibration"],
             synthetic=bool(card["synthetic"]),
+            demonstration=bool(card.get("demonstration", False)),
         )
     except KeyError as error:
         raise SourceError(f"{folder / CARD} lacks {error}; see lare2_ref/models/mini/{CARD} for an example") from None
@@ -160,15 +175,20 @@ def combine(
     if isinstance(sd, SdSingleFile):
         notes = (*notes, sd.note())
     if isinstance(head, HeadCheckpoint):
-        notes = (*notes, OFFICIAL_NOTE)
+        notes = notes if head.lare_id() else (*notes, OFFICIAL_NOTE)
         if clip is None and head.has_clip():
             clip = ClipCheckpoint(head.path, head.licence)
     if base is not None:
         if sd is None and clip is None and head is None:
             return base
-        changed = {"calibration": "uncalibrated" if head is not None else base.calibration, "notes": notes}
+        changed: dict[str, Any] = {
+            "calibration": "uncalibrated" if head is not None else base.calibration,
+            "notes": notes,
+        }
         merged = replace(base, sd=sd or base.sd, clip=clip or base.clip, head=head or base.head)
-        return replace(merged, **changed)  # type: ignore[arg-type]
+        given = [source.name for source in (sd, clip, head) if source is not None]
+        changed["description"] = f"{base.name} with {', '.join(given)}"
+        return replace(merged, **changed)
     if sd is None or clip is None or head is None:
         missing = [name for name, source in (("--sd", sd), ("--clip", clip), ("--head", head)) if source is None]
         raise SourceError(f"{' and '.join(missing)} missing: give all three, or a --model folder that has the rest")
@@ -195,7 +215,7 @@ def load_reference(
     use_accurate_group_norms(extractor)
     hashes = [f"{record.role} {record.sha256}" for record in sources.records()]
     weights = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    identity = Identity(sources.name, DecisionRule(sources.calibration), weights)
+    identity = Identity(sources.name, DecisionRule(sources.calibration, demonstration=sources.demonstration), weights)
     return Lare2Reference(
         extractor,
         sources.clip_backbone(),

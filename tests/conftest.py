@@ -95,6 +95,18 @@ def embedded() -> Path:
     return embedded_bundle()
 
 
+@pytest.fixture(scope="session")
+def untrained(embedded, tmp_path_factory) -> Path:
+    """The embedded bundle as if its weights had never been trained: it never gives a verdict."""
+    from lare2_rt.bundle import open_bundle
+    from lare2_rt.calibrated import write_with_decision
+    from lare2_rt.manifest import Decision
+
+    out = tmp_path_factory.mktemp("untrained") / "bundle"
+    write_with_decision(open_bundle(embedded), out, Decision(calibration="untrained"))
+    return out
+
+
 @pytest.fixture
 def bundle_copy(embedded, tmp_path) -> Path:
     """A copy of the embedded bundle that a test may damage."""

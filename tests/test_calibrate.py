@@ -168,6 +168,16 @@ def trained(bundle_copy):
 
 
 @pytest.fixture
+def untrained(bundle_copy):
+    """The embedded bundle as if its weights had never seen an image."""
+    raw = read_manifest(bundle_copy)
+    raw["model"]["synthetic"] = True
+    raw["decision"] = {"calibration": "untrained"}
+    reseal(bundle_copy, raw)
+    return bundle_copy
+
+
+@pytest.fixture
 def labelled(tmp_path):
     return write_set(tmp_path / "set", real=60, generated=60, splits=("val",))
 
@@ -304,15 +314,22 @@ def test_existing_places(command, trained, labelled, fake, tmp_path):
     assert open_bundle(tmp_path / "new").manifest.id != first
 
 
-def test_untrained_bundle_is_refused(command, labelled, fake, embedded, trained):
-    code, _, err = command(labelled, "--bundle", embedded, "--out", "new", "--fpr", "0.05")
+def test_untrained_bundle_is_refused(command, labelled, fake, untrained):
+    code, _, err = command(labelled, "--bundle", untrained, "--out", "new", "--fpr", "0.05")
     assert code == 2
     assert "has untrained weights, whose scores mean nothing" in err
+    assert fake.calls == 0
+
+
+def test_trained_head_on_random_networks_is_calibrated_with_a_note(command, trained, labelled, fake, tmp_path):
+    """The thresholds keep their promise whatever gave the scores, and they are measured; it is said all the same."""
     raw = read_manifest(trained)
     raw["model"]["synthetic"] = True
     reseal(trained, raw)
-    assert command(labelled, "--bundle", trained, "--out", "new", "--fpr", "0.05")[0] == 2
-    assert fake.calls == 0
+    code, _, err = command(labelled, "--bundle", trained, "--out", "new", "--fpr", "0.05")
+    assert code == 0, err
+    assert "note: only the head of this bundle was trained" in err
+    assert open_bundle(tmp_path / "new").manifest.model.synthetic
 
 
 @pytest.mark.parametrize(

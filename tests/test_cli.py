@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,10 @@ import time
 import pytest
 from conftest import ROOT
 from PIL import Image
+
+from lare2_rt.bundle import open_bundle
+from lare2_rt.calibrated import write_with_decision
+from lare2_rt.manifest import Decision
 
 HEAVY = ("torch", "onnx", "onnxruntime", "pydantic", "rich", "typer", "numpy", "PIL")
 
@@ -43,7 +48,7 @@ def test_bad_files_among_good_ones(lare2_rt, mixed, form):
     elif form == "csv":
         records = list(csv.DictReader(io.StringIO(run.stdout)))
     else:
-        assert run.stdout.count("unsure") == 2
+        assert len(re.findall(r" (real|unsure|generated) ", run.stdout)) == 2
         assert run.stdout.count("failed") == 3
         return
     assert [record["source"] for record in records] == [str(path) for path in mixed]
@@ -57,10 +62,10 @@ def test_all_good_is_zero(lare2_rt, photos):
     for line in run.stdout.splitlines():
         record = json.loads(line)
         assert record["schema"] == "lare2-rt/detection/1"
-        assert record["verdict"] == "unsure"
+        assert record["verdict"] in ("real", "unsure", "generated")
         assert record["bundle"]["name"] == "mini"
         assert record["engine"]["name"] == "onnxruntime"
-    assert "untrained" in run.stderr
+        assert f"note: {record['decision']['note']}" in run.stderr
     assert "export/build_engines.py" in run.stderr
 
 
@@ -166,10 +171,36 @@ def test_bundle_order(lare2_rt, photos, tmp_path, bundle_copy, monkeypatch):
     assert origin() == str(tmp_path / "elsewhere")
 
 
+def test_a_demonstration_is_marked_wherever_a_verdict_stands(lare2_rt, embedded, rocket, tmp_path):
+    """Whatever its thresholds say: here everything is called generated."""
+    decision = Decision(
+        calibration="calibrated", real_below=0.0, generated_from=0.0, data="nothing", demonstration=True
+    )
+    write_with_decision(open_bundle(embedded), tmp_path / "demo", decision)
+    words = "this model is a demonstration"
+    run = lare2_rt("infer", rocket, "--bundle", tmp_path / "demo", "--format", "csv", "--report", tmp_path / "r.html")
+    assert run.returncode == 0, run.stderr
+    (row,) = csv.DictReader(io.StringIO(run.stdout))
+    assert row["verdict"] == "generated"
+    assert row["note"].startswith(words)
+    assert f"note: {words}" in run.stderr
+    assert words in (tmp_path / "r.html").read_text().lower()
+    run = lare2_rt("infer", rocket, "--bundle", tmp_path / "demo", "--format", "jsonl")
+    assert json.loads(run.stdout)["decision"]["note"].startswith(words)
+    assert "a demonstration: calibrated" in lare2_rt("inspect", tmp_path / "demo").stdout
+    assert words in lare2_rt("doctor", "--bundle", tmp_path / "demo", "--json").stdout
+    # A bundle that is none has neither the field nor another id for it.
+    assert (
+        b"demonstration" not in (embedded / "manifest.json").read_bytes()
+        or open_bundle(embedded).manifest.decision.demonstration
+    )
+
+
 def test_inspect(lare2_rt, embedded):
     run = lare2_rt("inspect", embedded)
     assert run.returncode == 0
-    for word in ("mini", "untrained", "unet_step", "timestep 200", "reflect101", "Apache-2.0", "parity"):
+    decision = open_bundle(embedded).manifest.decision.calibration
+    for word in ("mini", decision, "unet_step", "timestep 200", "reflect101", "licence", "parity"):
         assert word in run.stdout
     manifest = json.loads(lare2_rt("inspect", embedded, "--format", "json").stdout)
     assert manifest == json.loads((embedded / "manifest.json").read_text())

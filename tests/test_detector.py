@@ -131,8 +131,8 @@ def test_bad_image_raises(detector, tmp_path):
         detector.detect(np.zeros((4, 4), np.float32))
 
 
-def test_untrained_model_never_judges(embedded, photos):
-    with Detector.load(embedded, threshold=0.0) as detector:
+def test_untrained_model_never_judges(untrained, photos):
+    with Detector.load(untrained, threshold=0.0) as detector:
         result = detector.detect(photos[0])
     assert result.verdict == "unsure"
     assert "untrained" in result.rule.note

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from lare2_rt.cli import app
 from lare2_rt.detection import DecisionRule, Detection, Provenance, failed
 from lare2_rt.output import CSV_COLUMNS
+from lare2_rt.parquet_output import read_records
 
 SCHEMA = json.loads((ROOT / "docs/schema/detection-1.schema.json").read_text(encoding="utf-8"))
 PAGE = (ROOT / "docs/output.md").read_text(encoding="utf-8")
@@ -57,6 +58,19 @@ def test_json_is_valid(outputs, form):
     assert {"decode", "total", "vae_encoder", "unet_step", "clip_backbone", "egre"} <= set(found[0]["timings_ms"])
 
 
+def test_parquet_is_valid(outputs, tmp_path, rocket):
+    """Read back, its records are those of JSON Lines, and the same schema holds."""
+    (tmp_path / "good.jpg").write_bytes(rocket.read_bytes())
+    (tmp_path / "bad.jpg").write_bytes(rocket.read_bytes()[:5000])
+    command = [sys.executable, "-m", "lare2_rt", "infer", "good.jpg", "bad.jpg", "no.jpg", "--out", "r.parquet"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 1
+    found = list(read_records(tmp_path / "r.parquet"))
+    for record, other in zip(found, records("jsonl", outputs["jsonl"]), strict=True):
+        check(record)
+        assert record["timings_ms"].keys() == other["timings_ms"].keys()
+        assert {**record, "timings_ms": None} == {**other, "timings_ms": None}
+
+
 def test_csv_carries_the_same_values(outputs):
     rows = list(csv.DictReader(io.StringIO(outputs["csv"], newline="")))
     assert list(rows[0]) == list(CSV_COLUMNS)
@@ -79,6 +93,7 @@ def test_csv_carries_the_same_values(outputs):
             "real_below": record["decision"]["real_below"],
             "generated_from": record["decision"]["generated_from"],
             "crops": record["crops"],
+            "note": record["decision"]["note"],
         }
         shown = {name: "" if value is None else str(value) for name, value in expected.items()}
         total = row.pop("total_ms")

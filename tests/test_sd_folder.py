@@ -76,3 +76,21 @@ def test_precision_of_the_file_does_not_matter(model, tmp_path):
     full = find_stable_diffusion(str(tmp_path / "full")).vae()
     assert full.dtype == torch.float32
     assert all(torch.equal(value, full.state_dict()[key]) for key, value in half.vae().state_dict().items())
+
+
+def test_vae_without_decoder_encodes_the_same(model):
+    """LaRE never decodes; a folder may leave the decoder out, but nothing of the encoder."""
+    weights = model / "vae/diffusion_pytorch_model.fp16.safetensors"
+    whole = find_stable_diffusion(str(model)).vae()
+    state = load_file(weights)
+    kept = {key: value for key, value in state.items() if not key.startswith(("decoder.", "post_quant_conv."))}
+    save_file(kept, weights, metadata={"format": "pt"})
+    vae = find_stable_diffusion(str(model)).vae()
+    assert not any(parameter.is_meta for parameter in vae.parameters())
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(vae.encode(image).latent_dist.mean, whole.encode(image).latent_dist.mean)
+    kept.pop("encoder.conv_in.bias")
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=r"vae has missing keys: encoder\.conv_in\.bias"):
+        find_stable_diffusion(str(model)).vae()

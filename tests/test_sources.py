@@ -12,6 +12,7 @@ from lare2_export.options import BuildOptions
 from lare2_export.plan import plan_geometry
 from lare2_export.staging import BuildError
 from lare2_ref.checkpoints import SourceError
+from lare2_ref.chosen import Chosen
 from lare2_ref.clip_source import find_clip
 from lare2_ref.egre import EgreConfig
 from lare2_ref.head_source import find_head
@@ -30,8 +31,28 @@ def test_wrong_clip_width_is_refused_before_any_export(tmp_path):
     path = tmp_path / "clip.safetensors"
     save_file(small_visual(), path)
     sources = combine(open_model_folder(default_model_folder()), sd=None, clip=find_clip(str(path)), head=None)
-    with pytest.raises(BuildError, match="this CLIP gives 128×4² and 48; use the CLIP it was trained on"):
+    with pytest.raises(BuildError, match=r"the head mini .*, the CLIP clip\.safetensors gives 128×4² and 48; use the"):
         plan_geometry(sources, BuildOptions())
+
+
+def test_three_sources_are_a_model_of_their_own(model):
+    """Marks of the model that ships with the project are not theirs, on the reference's command line as in a build."""
+    sd, clip, head = (str(place) for place in (model, model / "clip", model / "egre"))
+    card = model / "lare2.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"demonstration": True}))
+    whole = Chosen(sd=sd, clip=clip, head=head).sources()
+    assert (whole.name, whole.description) == ("lare2", "model, clip, egre")
+    assert (whole.demonstration, whole.calibration) == (False, "uncalibrated")
+    over = Chosen(str(model), sd=sd, clip=clip, head=head).sources()
+    assert (over.name, over.demonstration) == ("mini", True)
+    assert "with model, clip, egre" in over.description
+    assert Chosen(clip=clip).sources().description == "mini with clip"
+    with pytest.raises(SourceError, match="--clip missing"):
+        Chosen(sd=sd, head=head).sources()
+
+
+def test_offline_is_for_clip_too():
+    assert Chosen(clip="open_clip:RN50/openai", offline=True).sources().clip.offline
 
 
 def test_cards_that_make_no_bundle_are_refused_at_once(model):
@@ -48,7 +69,7 @@ def test_cards_that_make_no_bundle_are_refused_at_once(model):
 def test_unsupported_prediction_type_is_refused(model):
     path = model / "scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
-    with pytest.raises(BuildError, match="predicts 'sample'"):
+    with pytest.raises(BuildError, match="the scheduler of mini has prediction_type 'sample'"):
         plan_geometry(open_model_folder(model), BuildOptions())
 
 

@@ -119,7 +119,7 @@ def _rows(bundle: Bundle, options: BenchOptions) -> list[Row]:
     for engine in engines.ENGINES:
         if options.engines is not None and engine.name not in options.engines:
             continue
-        reason = why_not(engine, bundle, EngineOptions(threads=options.threads, batch=options.batch))
+        reason = why_not(engine, bundle, EngineOptions(threads=options.threads, batch=options.batch, build_anew=True))
         if reason is not None and options.engines is not None:
             raise EngineError(f"{engine.name} cannot be used: {reason}")
         rows.append(Row(engine.name, problem=reason, attempted=reason is None))

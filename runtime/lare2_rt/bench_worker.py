@@ -64,7 +64,7 @@ def _serve(task: Assignment, answers: IO[str]) -> None:
         _tell(answers, notice=line)
 
     cache = Path(task.cache) if task.cache is not None else None
-    options = EngineOptions(threads=task.threads, batch=task.batch, cache=cache, notify=notify)
+    options = EngineOptions(threads=task.threads, batch=task.batch, cache=cache, notify=notify, build_anew=True)
     begin = time.perf_counter()
     running = load_engine(engine, bundle, options)
     load = time.perf_counter() - begin

@@ -46,6 +46,7 @@ def decision_of(rule: DecisionRule, data: str) -> Decision:
         data=data,
         scaling=Scaling(temperature=rule.temperature, bias=rule.bias),
         crops=None if rule.crops == 1 else rule.crops,
+        demonstration=True if rule.demonstration else None,
     )
 
 

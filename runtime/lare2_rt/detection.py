@@ -33,6 +33,7 @@ class DecisionRule:
         temperature, bias: Platt scaling of the logits, measured by ``lare2-rt calibrate``: the probability is
             sigmoid((generated − real) / temperature + bias). Without calibration 1 and 0, which is the plain softmax.
         crops: windows of the CLIP branch with which scaling and thresholds of a ``calibrated`` rule were measured.
+        demonstration: the model was made to show the tool; whatever it says is marked so.
     """
 
     calibration: Calibration
@@ -42,6 +43,7 @@ class DecisionRule:
     temperature: float = 1.0
     bias: float = 0.0
     crops: int = 1
+    demonstration: bool = False
 
     def misfit(self, crops: int) -> str | None:
         """Return the sentence for a calibrated rule that is used with another number of windows; None where it fits."""
@@ -84,7 +86,9 @@ class DecisionRule:
 
     @property
     def note(self) -> str | None:
-        """One line that says why every verdict is ``unsure`` and what to do about it; None when verdicts are given."""
+        """One line that says why every verdict is ``unsure``, or is not to be believed, and what to do about it; None
+        when verdicts are given and meant.
+        """
         if self.calibration == "untrained":
             return (
                 "this model is untrained and cannot tell generated from real: its verdict is always 'unsure'; build a "
@@ -94,6 +98,11 @@ class DecisionRule:
             return (
                 "this bundle is uncalibrated: its verdict is 'unsure'; measure thresholds on labelled images of your "
                 "own with 'lare2-rt calibrate', or give one with --threshold"
+            )
+        if self.demonstration:
+            return (
+                "this model is a demonstration: its verdicts show how the tool works and are no evidence about an "
+                "image; build a bundle from Stable Diffusion's weights with 'python export/build_engines.py'"
             )
         return None
 

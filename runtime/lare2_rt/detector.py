@@ -52,7 +52,7 @@ class DetectorInfo:
 class Detector:
     """Scores images with one bundle on one engine. Safe to share between threads; calls to the engine take turns.
 
-    Use ``Detector.load`` and, ideally, a ``with`` block::
+    Use ``Detector.load`` and, ideally, a ``with`` block:
 
         with Detector.load() as detector:
             print(detector.detect("photo.jpg").probability)

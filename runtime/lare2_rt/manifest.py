@@ -113,13 +113,18 @@ class Scaling(_Frozen):
     bias: Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
-_ADDED = ("scaling", "crops")  # fields of ``Decision`` that older readers do not know: written only where they are used
+_ADDED = (
+    "scaling",
+    "crops",
+    "demonstration",
+)  # fields of ``Decision`` that older readers do not know: written only where they are used
 
 
 class Decision(_Frozen):
     """Thresholds on the probability of ``generated``, how that is scaled, and where both come from.
 
     ``crops`` is the number of windows they were measured with; absent where that is the official one.
+    ``demonstration`` marks a model that was made to show the tool; absent for any other.
     """
 
     calibration: Calibration
@@ -128,10 +133,11 @@ class Decision(_Frozen):
     data: str | None = None
     scaling: Scaling | None = None
     crops: Count | None = None
+    demonstration: Literal[True] | None = None
 
     @model_serializer(mode="wrap")
     def _without_absent_fields(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Bundles from before there was scaling, or a choice of windows, keep their bytes and their id."""
+        """Bundles from before there was scaling, a choice of windows or a mark, keep their bytes and their id."""
         content: dict[str, Any] = plain(self)
         return {name: value for name, value in content.items() if name not in _ADDED or value is not None}
 
@@ -220,7 +226,13 @@ class Manifest(_Frozen):
         """The decision rule as the runtime's own type."""
         decision = self.decision
         crops = decision.crops or 1
-        rule = DecisionRule(decision.calibration, decision.real_below, decision.generated_from, crops=crops)
+        rule = DecisionRule(
+            decision.calibration,
+            decision.real_below,
+            decision.generated_from,
+            crops=crops,
+            demonstration=bool(decision.demonstration),
+        )
         scaling = decision.scaling
         return rule if scaling is None else replace(rule, temperature=scaling.temperature, bias=scaling.bias)
 

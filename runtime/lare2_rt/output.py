@@ -39,6 +39,7 @@ CSV_COLUMNS = (
     "real_below",
     "generated_from",
     "crops",
+    "note",
 )
 
 
@@ -153,6 +154,7 @@ class _Csv:
                 result.rule.real_below,
                 result.rule.generated_from,
                 provenance.crops,
+                result.rule.note,
             ]
         )
         self._stream.flush()

@@ -23,6 +23,7 @@ from ..evaluation.items import Selection, select
 from ..evaluation.scorer import DetectorScorer
 from ..evaluation.store import Scored, ScoreStore, score
 from ..locate import locate_bundle
+from ..manifest import Precision
 from ..output import print_tables
 from .app import EXIT_FILES
 from .console import Interrupted, say
@@ -42,6 +43,7 @@ class CalibrateOptions:
     report: str | None
     force: bool
     engine: str
+    precision: Precision | None
     threads: int | None
     batch: int | None
     seed: int
@@ -63,6 +65,7 @@ def run(data: str, options: CalibrateOptions) -> int:
         detector = Detector.load(
             options.bundle,
             engine=options.engine,
+            precision=options.precision,
             batch=options.batch,
             threads=options.threads,
             progress=hashed,
@@ -75,7 +78,9 @@ def run(data: str, options: CalibrateOptions) -> int:
         if isinstance(outcome, int):
             return outcome
         report, failures = _calibrated(outcome, selection, detector, options)
-        rule = replace(report.rule, crops=detector.info.provenance.crops)
+        # A demonstration stays one, whatever its thresholds.
+        shown = detector.bundle.manifest.rule.demonstration
+        rule = replace(report.rule, crops=detector.info.provenance.crops, demonstration=shown)
         decision = decision_of(rule, _data_line(report, selection))
         bundle = write_with_decision(detector.bundle, out, decision, force=options.force)
     if options.report is not None:
@@ -90,11 +95,13 @@ def run(data: str, options: CalibrateOptions) -> int:
 
 def _refuse_unfit(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    if manifest.decision.calibration == "untrained" or manifest.model.synthetic:
+    if manifest.decision.calibration == "untrained":
         raise UsageError(
-            f"{bundle.label} has untrained weights, whose scores mean nothing; calibrate a bundle that was built from "
-            "trained weights"
+            f"{bundle.label} has untrained weights, whose scores mean nothing; calibrate a bundle with a trained head, "
+            "built by 'python export/build_engines.py --head FILE'"
         )
+    if manifest.model.synthetic:
+        say("note: only the head of this bundle was trained, the networks below it have random weights; expect little")
 
 
 def _score(detector: Detector, selection: Selection, folder: Path) -> Scored | int:

@@ -56,7 +56,9 @@ def _facts(bundle: Bundle, origin: str) -> Table:
         "preprocessing": (
             f"exif {policy.exif}, alpha {policy.alpha}, icc {policy.icc}, padding {policy.padding}, {policy.resample}"
         ),
-        "decision": f"{decision.calibration}, {thresholds}" + (f", on {decision.data}" if decision.data else ""),
+        "decision": ("a demonstration: " if decision.demonstration else "")
+        + f"{decision.calibration}, {thresholds}"
+        + (f", on {decision.data}" if decision.data else ""),
         "probability": (
             "softmax of the logits"
             if scaling is None
