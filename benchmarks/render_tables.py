@@ -18,8 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from render_markdown import PROFILE, THROUGHPUT, row_list
+from render_claim import claim
+from render_components import TABLES
+from render_markdown import THROUGHPUT, row_list
+from render_miniature import MINIATURE
+from render_parity import PARITY
 from render_plot import svg
+from render_profile import FIDELITY, PROFILE
 
 from lare2_rt.atomic import write_bytes
 from lare2_rt.errors import Lare2Error, UsageError
@@ -28,7 +33,21 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = "synthetic-sd15"
 PLOT = "docs/throughput.svg"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
-_SOURCES = {"throughput": THROUGHPUT, "profile": PROFILE}
+_SOURCES = {
+    "throughput": {"claim": claim, **THROUGHPUT, **TABLES},
+    "profile": PROFILE,
+    "fidelity": FIDELITY,
+    "parity": PARITY,
+    "miniature": MINIATURE,
+}
+# How each report is measured, for a table that has none yet.
+_COMMANDS = {
+    "throughput": "benchmarks/throughput.py --model-synthetic sd15",
+    "profile": "benchmarks/throughput.py --model-synthetic sd15 --profile",
+    "fidelity": "benchmarks/fidelity.py --model-synthetic sd15 --images DIR",
+    "parity": "benchmarks/parity.py --images DIR --bundle BUNDLE --synthetic sd15",
+    "miniature": "benchmarks/miniature.py",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def changes(root: Path) -> dict[Path, bytes]:
     """Return every file below ``root`` whose content differs from what the reports say; raises UsageError."""
     results = root / "benchmarks/results"
-    reports = {kind: read_report(results / f"{kind}-{MODEL}.json") for kind in _SOURCES}
+    files = {kind: f"{kind}.json" if kind == "miniature" else f"{kind}-{MODEL}.json" for kind in _SOURCES}
+    reports = {kind: read_report(results / name) for kind, name in files.items()}
     wanted: dict[Path, bytes] = {}
     for page in (root / "README.md", *sorted((root / "docs").glob("**/*.md"))):
         text = page.read_bytes().decode()  # not read_text, which would change line ends
@@ -91,10 +111,9 @@ def table(name: str, page: str, reports: dict[str, dict[str, Any] | None]) -> st
         if name in tables:
             report = reports[kind]
             if report is None:
-                option = " --profile" if kind == "profile" else ""
-                return f"*Not measured yet: `python benchmarks/throughput.py --model-synthetic sd15{option}`.*"
+                return f"*Not measured yet: `python {_COMMANDS[kind]}`.*"
             return tables[name](report)
-    known = ", ".join(["rows", *THROUGHPUT, *PROFILE])
+    known = ", ".join(["rows", *(name for tables in _SOURCES.values() for name in tables)])
     raise UsageError(f"{page} asks for a table {name!r}, which does not exist; tables are {known}")
 
 
