@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lare2_rt import EngineError
 from lare2_rt.engines import EngineInfo
 from lare2_rt.engines.contract import ChainOutput, installed_version
 
@@ -16,14 +17,38 @@ def need_engine(name):
         pytest.skip(f"{name} is not installed: pip install 'lare2-rt[{name}]'")
 
 
+def facts_of_the_cache(module, monkeypatch, load):
+    """Return what an engine's module lets decide its cached entries; nothing is compiled."""
+    found = {}
+
+    def stop(*arguments, facts, **rest):
+        found.update(facts)
+        raise EngineError("stopped by the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "compile_chain", stop)
+        with pytest.raises(EngineError, match="stopped by the test"):
+            load()
+    return found
+
+
 class FakeEngine:
     """Engine and open engine in one; ``script`` is called with the number of the call and the images of the batch."""
 
     def __init__(
-        self, script=None, *, name="fake", position_stable=True, compiled=False, why_not=None, batch=None, digest=None
+        self,
+        script=None,
+        *,
+        name="fake",
+        position_stable=True,
+        compiled=False,
+        why_not=None,
+        batch=None,
+        digest=None,
+        version="1",
     ):
         self.name, self.position_stable, self.compiled, self.digest = name, position_stable, compiled, digest
-        self.script, self.reason, self.batch = script, why_not, batch
+        self.script, self.reason, self.batch, self.version = script, why_not, batch, version
         self.calls = self.closed = 0
         self.seen = []
 

@@ -69,6 +69,7 @@ def whole(pictures, tmp_path_factory):
         child.communicate()
         assert child.returncode == 1
         found[form] = rows(folder / f"r.{form}")
+        SIZE[form] = (folder / f"r.{form}").stat().st_size
         assert listing(folder) == sorted(f"r.{done}" for done in found)
     assert len(found["jsonl"]) == 40
     assert found["jsonl"] == found["parquet"]

@@ -15,15 +15,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..bundle import Bundle
 from ..compiled import CompiledCache
-from ..compiled_entry import Entry, Recipe
+from ..compiled_entry import Entry, Recipe, read_entry
 from ..errors import EngineError
 from ..manifest import Variant
 from .contract import EngineInfo, EngineOptions, digest_of
 
 Build = Callable[[Variant, Path], None]
+Facts = Mapping[str, str | int] | Callable[[Variant], Mapping[str, str | int]]
 _NOT_WRITTEN = 3  # exit code of a script whose result cannot be written; the error number is what it prints
 
 
@@ -50,14 +52,15 @@ def compile_chain(
     options: EngineOptions,
     *,
     info: EngineInfo,
-    facts: Mapping[str, str | int],
+    facts: Facts,
     build: Build,
 ) -> CompiledChain:
     """Return every component compiled, from the cache where it is there.
 
     Args:
         info: name, version and precision of the engine.
-        facts: what decides the compiled files beside the ONNX files, engine, version and precision.
+        facts: what decides the compiled files beside the ONNX files, engine, version and precision; of each variant
+            where it is a function.
         build: compiles one variant into an empty folder; raises EngineError or OSError.
 
     Raises:
@@ -67,23 +70,57 @@ def compile_chain(
     entries: dict[str, Entry] = {}
     try:
         for name, variant in variants.items():
-            files = [bundle.manifest.files[file] for file in (variant.graph, *variant.files)]
-            recipe = Recipe(
-                info.name,
-                info.version,
-                f"{bundle.manifest.model.name} {name} batch {variant.batch}",
-                {
-                    "onnx": " ".join(entry.sha256 for entry in files),
-                    "precision": variant.precision,
-                    **facts,
-                },
-                sum(entry.size for entry in files),
-            )
+            recipe = _recipe(bundle, name, variant, info, facts)
             entries[name] = cache.open(recipe, lambda folder, v=variant: build(v, folder), notify=options.notify)  # type: ignore[misc]
     except BaseException:
         CompiledChain(entries).close()
         raise
     return CompiledChain(entries)
+
+
+def made_elsewhere(
+    bundle: Bundle,
+    variants: Mapping[str, Variant],
+    options: EngineOptions,
+    *,
+    info: EngineInfo,
+    facts: Facts,
+) -> dict[str, Any] | None:
+    """Return the entry of one of these graphs that was made with another version of the library or for another GPU.
+
+    None where there is none, or where one that fits is there too.
+    """
+    folder = CompiledCache(options.cache).folder
+    recipes = [_recipe(bundle, name, variant, info, facts) for name, variant in variants.items()]
+    if not folder.is_dir() or any((folder / recipe.key).is_dir() for recipe in recipes):
+        return None
+    ours = {recipe.facts["onnx"]: recipe for recipe in recipes}
+    for path in sorted(folder.iterdir()):
+        raw = read_entry(path) if path.is_dir() else None
+        if raw is None or raw["engine"] != info.name or not isinstance(raw.get("facts"), dict):
+            continue
+        recipe = ours.get(raw["facts"].get("onnx"))
+        if recipe is not None and (
+            raw["version"] != recipe.version
+            or any(raw["facts"].get(name) != recipe.facts[name] for name in ("gpu", "capability"))
+        ):
+            return raw
+    return None
+
+
+def _recipe(bundle: Bundle, name: str, variant: Variant, info: EngineInfo, facts: Facts) -> Recipe:
+    files = [bundle.manifest.files[file] for file in (variant.graph, *variant.files)]
+    return Recipe(
+        info.name,
+        info.version,
+        f"{bundle.manifest.model.name} {name} batch {variant.batch}",
+        {
+            "onnx": " ".join(entry.sha256 for entry in files),
+            "precision": variant.precision,
+            **(facts(variant) if callable(facts) else facts),
+        },
+        sum(entry.size for entry in files),
+    )
 
 
 @contextlib.contextmanager

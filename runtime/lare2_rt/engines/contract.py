@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..manifest import COMPONENTS, Precision, Profile, Variant
+from ..errors import EngineError
+from ..manifest import COMPONENTS, ComponentName, Precision, Profile, TensorSpec, Variant
 from ..noise import Noise
 
 Float32 = NDArray[np.float32]
@@ -35,6 +36,8 @@ class EngineOptions:
         notify: called with one line before anything that takes long, such as compiling, and for what a user should
             know about the engine; from the thread that opens the engine.
         cuda_graph: whether GPU engines replay one captured graph instead of launching every kernel anew.
+        build_anew: whether an engine builds plans where those that lie in the cache are of another version of its
+            library or another GPU. Else it is refused: a wrong environment is likelier than the wish to build again.
     """
 
     threads: int
@@ -43,6 +46,7 @@ class EngineOptions:
     cache: Path | None = None
     notify: Notify | None = None
     cuda_graph: bool = True
+    build_anew: bool = False
 
     def say(self, line: str) -> None:
         """Pass one line to ``notify``, if there is one."""
@@ -188,6 +192,21 @@ def build_key(bundle: Bundle, variants: Mapping[str, Variant], facts: Mapping[st
 def digest_of(content: Mapping[str, object]) -> str:
     """Return sha256 in hex over the canonical JSON of ``content``."""
     return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
+
+
+def tensors_of(variants: Mapping[ComponentName, Variant]) -> dict[str, TensorSpec]:
+    """Return every tensor of a chain by name; what one component gives and the next takes is one tensor.
+
+    Raises:
+        EngineError: two components disagree about one.
+    """
+    specs: dict[str, TensorSpec] = {}
+    for variant in variants.values():
+        for spec in (*variant.inputs, *variant.outputs):
+            known = specs.setdefault(spec.name, spec)
+            if (known.dtype, known.shape) != (spec.dtype, spec.shape):
+                raise EngineError(f"two components disagree about {spec.name}; build the bundle again")
+    return specs
 
 
 def fp32_only(name: str, options: EngineOptions) -> str | None:

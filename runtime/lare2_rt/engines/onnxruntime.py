@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,11 +115,16 @@ def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa
         ) from error
     if session.get_providers() != [PROVIDER]:
         raise EngineError(f"onnxruntime opened {path.name} on {session.get_providers()} instead of {PROVIDER}")
+    check_signature(session, variant, path)
+    return session
+
+
+def check_signature(session: Any, variant: Variant, path: Path) -> None:  # noqa: ANN401
+    """Raise EngineError unless a session takes and gives what the manifest says."""
     for values, specs in ((session.get_inputs(), variant.inputs), (session.get_outputs(), variant.outputs)):
         actual = {value.name: (value.type, tuple(value.shape)) for value in values}
         if actual != {spec.name: (_TYPES[spec.dtype], spec.shape) for spec in specs}:
             raise EngineError(f"{path} has other inputs or outputs than its manifest says; build the bundle again")
-    return session
 
 
 def component_of(variant: Variant, session: Any) -> Component:  # noqa: ANN401
