@@ -411,7 +411,7 @@ def test_eager_and_onnxruntime_end_to_end(tmp_path):
     assert 0 < ours["fidelity"]["lare"]["worst_relative_l2"] < 3e-5
     for name, limit in (("latent", 3e-5), ("noise_prediction", 3e-5), ("embedding", 3e-5)):
         assert 0 < ours["fidelity"][name]["worst_relative_l2"] < limit, name
-        assert 0 < eager["fidelity"][name]["worst_relative_l2"] < limit, name
+        assert 0 <= eager["fidelity"][name]["worst_relative_l2"] < limit, name
     assert ours["fidelity"]["noise_prediction"]["graph_differs_by"] < 1e-6
     assert ours["builds"] == {}  # what only measures is no cost of the row
     assert ours["fidelity"]["logit"]["over_standard_deviation"] < 1e-2
@@ -826,7 +826,7 @@ class TestFidelity:
 @pytest.mark.slow
 def test_fidelity_end_to_end(photos, tmp_path):
     out = tmp_path / "fidelity.json"
-    command = [sys.executable, BENCHMARKS / "fidelity.py", "--images", photos[0].parent, "--limit", "2"]
+    command = [sys.executable, BENCHMARKS / "fidelity.py", "--images", photos[-1].parent, "--limit", "2"]
     command += ["--engines", "onnxruntime,winograd", "--work", tmp_path, "--out", out]
     run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert run.returncode in (0, 1), run.stderr
