@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import struct
 import sys
 from dataclasses import asdict, replace
@@ -323,6 +324,10 @@ def test_every_table_renders():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "LARE2_MINIATURE" not in os.environ,
+    reason="takes minutes: LARE2_MINIATURE=1 pytest -m slow tests/test_miniature.py",
+)
 def test_every_stage_twice(tmp_path, capsys):
     """From a clean folder, then from what was kept: the same report; its model folder builds (see test_export)."""
     work, out = tmp_path / "work", tmp_path / "report.json"
