@@ -22,11 +22,11 @@ from ..compiled import CompiledCache
 from ..compiled_entry import Entry, Recipe, read_entry
 from ..errors import EngineError
 from ..manifest import Variant
+from ..script import NOT_WRITTEN
 from .contract import EngineInfo, EngineOptions, digest_of
 
 Build = Callable[[Variant, Path], None]
 Facts = Mapping[str, str | int] | Callable[[Variant], Mapping[str, str | int]]
-_NOT_WRITTEN = 3  # exit code of a script whose result cannot be written; the error number is what it prints
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def run_script(script: str, arguments: Sequence[str | Path], *, cwd: Path, doing
         name = signal.Signals(-run.returncode).name
         memory = "; it may need more memory than there is" if name == "SIGKILL" else ""
         raise EngineError(f"cannot {doing}: the process was stopped by {name}{memory}; {remedy}")
-    if run.returncode == _NOT_WRITTEN:
+    if run.returncode == NOT_WRITTEN:
         number = int(run.stdout)
         raise OSError(number, os.strerror(number))
     if run.returncode:

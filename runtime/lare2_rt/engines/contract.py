@@ -189,6 +189,16 @@ def build_key(bundle: Bundle, variants: Mapping[str, Variant], facts: Mapping[st
     return digest_of(content)
 
 
+def describe_on_cpu(
+    name: str, version: str | None, bundle: Bundle, options: EngineOptions, facts: Mapping[str, str | int]
+) -> EngineInfo:
+    """Return what a float32 engine on the CPU would be; ``facts`` is what else decides its results."""
+    variants = portable_variants(bundle, options)
+    content = {"engine": name, "version": version or "", "device": "cpu", "threads": options.threads, **facts}
+    key = build_key(bundle, variants, content)
+    return EngineInfo(name, version or "", "cpu", "fp32", variants["egre"].batch, options.threads, key)
+
+
 def digest_of(content: Mapping[str, object]) -> str:
     """Return sha256 in hex over the canonical JSON of ``content``."""
     return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()

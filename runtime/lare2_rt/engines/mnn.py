@@ -20,7 +20,15 @@ from ..errors import BundleError, EngineError, first_line
 from ..manifest import Variant
 from .chain import Arrays, Component, ComponentChain, check_inputs, check_outputs
 from .compiling import compile_chain, onnx_files
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, fp32_only, installed_version, portable_variants
+from .contract import (
+    EngineInfo,
+    EngineOptions,
+    OpenEngine,
+    describe_on_cpu,
+    fp32_only,
+    installed_version,
+    portable_variants,
+)
 from .mnn_library import Model, WinogradLevel, convert, import_mnn, load_model, open_runtime, threads_for, too_new
 
 _MODEL = "model.mnn"
@@ -64,18 +72,9 @@ class MnnEngine:
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``."""
-        variants = portable_variants(bundle, options)
-        version = self.version or ""
-        facts: dict[str, str | int] = {
-            "engine": self.name,
-            "version": version,
-            "device": "cpu",
-            "precision": "fp32",
-            "threads": options.threads,
-            "winograd_level": self.winograd_level,
-        }
-        key = build_key(bundle, variants, facts)
-        return EngineInfo(self.name, version, "cpu", "fp32", variants["egre"].batch, options.threads, key)
+        return describe_on_cpu(
+            self.name, self.version, bundle, options, {"precision": "fp32", "winograd_level": self.winograd_level}
+        )
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Convert what the cache lacks and load it; raises EngineError when MNN refuses a component."""

@@ -10,12 +10,13 @@ Here the shapes are constants: the groups of an image become the channels of an 
 
 from __future__ import annotations
 
-import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lare2_rt.script import run_to_end
 
 if TYPE_CHECKING:
     import onnx
@@ -88,10 +89,4 @@ def write(source: str, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        write(sys.argv[1], Path(sys.argv[2]))
-    except OSError as error:
-        print(error.errno or errno.EIO)  # noqa: T201 - for the parent
-        sys.exit(3)
-    except Exception as error:
-        sys.exit((str(error).splitlines() or [type(error).__name__])[-1])
+    run_to_end(lambda: write(sys.argv[1], Path(sys.argv[2])))

@@ -27,7 +27,15 @@ from ..machine import cpu_facts
 from ..manifest import Variant
 from .chain import Arrays, Component, ComponentChain, check_inputs, check_outputs
 from .compiling import compile_chain, run_script
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, fp32_only, installed_version, portable_variants
+from .contract import (
+    EngineInfo,
+    EngineOptions,
+    OpenEngine,
+    describe_on_cpu,
+    fp32_only,
+    installed_version,
+    portable_variants,
+)
 
 _MODEL = "model.blob"
 # One stream for the whole machine, made for the time of one call, in float32 and nothing else. Threads are not pinned:
@@ -72,17 +80,7 @@ class OpenVinoEngine:
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``."""
-        variants = portable_variants(bundle, options)
-        version = self.version or ""
-        facts: dict[str, str | int] = {
-            "engine": self.name,
-            "version": version,
-            "device": "cpu",
-            "threads": options.threads,
-            **_facts(),
-        }
-        key = build_key(bundle, variants, facts)
-        return EngineInfo(self.name, version, "cpu", "fp32", variants["egre"].batch, options.threads, key)
+        return describe_on_cpu(self.name, self.version, bundle, options, _facts())
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Compile what the cache lacks and load it; raises EngineError when OpenVINO refuses a component."""

@@ -21,7 +21,15 @@ from ..errors import EngineError
 from ..manifest import Variant
 from .chain import Component, ComponentChain
 from .compiling import compile_chain
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, fp32_only, installed_version, portable_variants
+from .contract import (
+    EngineInfo,
+    EngineOptions,
+    OpenEngine,
+    describe_on_cpu,
+    fp32_only,
+    installed_version,
+    portable_variants,
+)
 from .mnn_library import import_mnn, open_runtime, threads_for, too_new
 from .onnxruntime import OnnxRuntimeEngine, component_of, import_onnxruntime, open_session
 from .stages import REVISION, Placement, make_stages, open_stages
@@ -65,17 +73,7 @@ class StagedEngine:
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``."""
-        variants, version = portable_variants(bundle, options), self.version or ""
-        facts: dict[str, str | int] = {
-            "engine": self.name,
-            "version": version,
-            "device": "cpu",
-            "precision": "fp32",
-            "threads": options.threads,
-            **self._facts(),
-        }
-        key = build_key(bundle, variants, facts)
-        return EngineInfo(self.name, version, "cpu", "fp32", variants["egre"].batch, options.threads, key)
+        return describe_on_cpu(self.name, self.version, bundle, options, {"precision": "fp32", **self._facts()})
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Make the stages that the cache lacks and load them; raises EngineError when a library refuses one."""

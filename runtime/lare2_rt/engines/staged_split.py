@@ -11,7 +11,6 @@ A node without a layer goes with the next one that has a layer.
 Whoever changes what is written raises ``REVISION`` in ``stages.py``.
 """
 
-import errno
 import json
 import math
 import re
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
+
+from lare2_rt.script import run_to_end
 
 Kind = Literal["attention", "conv"]
 _ATTENTION = re.compile(r"(^|\.)attentions\.\d+[./]")
@@ -117,10 +118,4 @@ def write(source: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        write(sys.argv[1], Path(sys.argv[2]))
-    except OSError as error:
-        print(error.errno or errno.EIO)  # noqa: T201 - for the parent
-        sys.exit(3)
-    except Exception as error:
-        sys.exit((str(error).splitlines() or [type(error).__name__])[-1])
+    run_to_end(lambda: write(sys.argv[1], Path(sys.argv[2])))

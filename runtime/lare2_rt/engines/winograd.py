@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..bundle import Bundle
@@ -18,7 +18,15 @@ from ..errors import EngineError, first_line
 from ..manifest import Variant
 from .chain import Component, ComponentChain
 from .compiling import compile_chain, onnx_files, run_script
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, fp32_only, installed_version, portable_variants
+from .contract import (
+    EngineInfo,
+    EngineOptions,
+    OpenEngine,
+    describe_on_cpu,
+    fp32_only,
+    installed_version,
+    portable_variants,
+)
 from .onnxruntime import PROVIDER, OnnxRuntimeEngine, component_of, import_onnxruntime, open_session, session_settings
 from .stages import share_memory
 
@@ -62,18 +70,7 @@ class WinogradEngine:
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``."""
-        variants, version = portable_variants(bundle, options), self.version or ""
-        facts: dict[str, str | int] = {
-            "engine": self.name,
-            "version": version,
-            "device": "cpu",
-            "precision": "fp32",
-            "threads": options.threads,
-            "settings": json.dumps(asdict(self)),
-            "revision": REVISION,
-        }
-        key = build_key(bundle, variants, facts)
-        return EngineInfo(self.name, version, "cpu", "fp32", variants["egre"].batch, options.threads, key)
+        return describe_on_cpu(self.name, self.version, bundle, options, {"precision": "fp32", **self._facts()})
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Rewrite what the cache lacks and load it; raises EngineError when ONNX Runtime refuses a graph."""
@@ -85,7 +82,7 @@ class WinogradEngine:
             {name: variants[name] for name in _REWRITTEN},
             options,
             info=info,
-            facts={"settings": json.dumps(settings), "revision": REVISION},
+            facts=self._facts(),
             build=lambda variant, folder: make_graph(bundle, variant, folder, settings),
         )
         try:
@@ -98,11 +95,12 @@ class WinogradEngine:
         except BaseException:
             chain.close()
             raise
-        opened = EngineInfo(
-            info.name, info.version, info.device, info.precision, info.batch, options.threads, info.build_key,
-            chain.digest,
-        )  # fmt: skip
+        opened = replace(info, compiled=chain.digest)
         return ComponentChain(opened, components, noise=bundle.noise, close=chain.close)
+
+    def _facts(self) -> dict[str, str | int]:
+        """What decides the rewritten graphs beside the graphs and the versions."""
+        return {"settings": json.dumps(asdict(self)), "revision": REVISION}
 
 
 def make_graph(bundle: Bundle, variant: Variant, folder: Path, settings: Mapping[str, object]) -> None:

@@ -7,7 +7,6 @@ Where the result cannot be written the exit code is 3 and the error number is pr
 line on standard error.
 """
 
-import errno
 import json
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from lare2_rt.engines.winograd_choose import choose
 from lare2_rt.engines.winograd_rewrite import layers_of, rewrite
+from lare2_rt.script import run_to_end
 
 WEIGHTS = "weights.data"
 _PAGE = 4096  # weights start on a page, so that they are mapped and not read
@@ -90,10 +90,4 @@ def main(graph: str, target: str, settings: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except OSError as error:
-        print(error.errno or errno.EIO)  # noqa: T201 - for the parent
-        sys.exit(3)
-    except Exception as error:
-        sys.exit((str(error).splitlines() or [type(error).__name__])[-1])
+    run_to_end(lambda: main(*sys.argv[1:]))
