@@ -37,7 +37,7 @@ def svg(report: Mapping[str, Any], digest: str) -> bytes:
         axes.grid(alpha=0.3)
         axes.margins(x=0.18, y=0.15)
         if rows:
-            axes.legend(loc="upper left")
+            axes.legend(loc="best")  # not over a point
             figure.draw_without_rendering()  # only now is known where on the page a point lies
             _name_points(axes, rows)
         stream = io.BytesIO()
