@@ -168,16 +168,6 @@ def trained(bundle_copy):
 
 
 @pytest.fixture
-def untrained(bundle_copy):
-    """The embedded bundle as if its weights had never seen an image."""
-    raw = read_manifest(bundle_copy)
-    raw["model"]["synthetic"] = True
-    raw["decision"] = {"calibration": "untrained"}
-    reseal(bundle_copy, raw)
-    return bundle_copy
-
-
-@pytest.fixture
 def labelled(tmp_path):
     return write_set(tmp_path / "set", real=60, generated=60, splits=("val",))
 
