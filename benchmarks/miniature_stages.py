@@ -63,6 +63,7 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.features: dict[tuple[str, str], Features] = {}
         self._sets: dict[str, Sets] = {}
+        self._cut: dict[str, Pictures] = {}
 
     def path(self, name: str) -> Path:
         """Return where a result is kept."""
@@ -83,8 +84,10 @@ class Work:
         return json.loads(self.path(name).read_text())
 
     def cut(self, split: str) -> Pictures:
-        """Return the pictures of a split."""
-        return cut(self.rows, split, self.protocol)
+        """Return the pictures of a split; cut once a run, since that takes up to a minute."""
+        if split not in self._cut:
+            self._cut[split] = cut(self.rows, split, self.protocol)
+        return self._cut[split]
 
     @cached_property
     def prompt(self) -> Tensor:
