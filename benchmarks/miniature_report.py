@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from miniature_ablation import REAL, ablation
+from miniature_earned import beside_heads
 from miniature_heads import HEAD, Head, new_trunk, parameters
 from miniature_photos import fingerprints, open_photo, split_groups
 from miniature_protocol import GENERATORS, SEEN, SPLITS, TRUNKS, VARIANTS
@@ -43,6 +44,7 @@ def report(work: Work, *, sweeps: bool) -> dict[str, Any]:
         "re_encoding": re_encoding(work),
         "ablation": ablation_table(work),
         "differences": differences(work),
+        "normalised_beside_heads": beside_heads(work),
         "why": why(work) if sweeps else None,
         "noise": by_noise(work) if sweeps else None,
         "timesteps_trained": by_timestep_trained(work) if sweeps else None,

@@ -190,10 +190,7 @@ def complexity(work: Work) -> dict[str, Any]:
     """Return how much of mean LaRE is complexity, and areas with it, without it, and of complexity alone."""
     train, test = work.sets("train"), work.sets("test")
     resamples = Resamples(test.group, count=work.protocol.bootstrap)
-    fit = Complexity(
-        np.concatenate([_mean(train, name) for name in ("real", REAL)]),
-        np.concatenate([train.energy[name].astype(np.float64) for name in ("real", REAL)]),
-    )
+    fit = complexity_of(train)
     out: dict[str, Any] = {"correlation_on_training_pictures": fit.correlation, "quadratic": list(fit.coefficients)}
     kinds = {
         "energy": lambda s, n: s.energy[n].astype(np.float64),
@@ -208,6 +205,14 @@ def complexity(work: Work) -> dict[str, Any]:
                     runs, test.group, test.group
                 ).as_dict()
     return out
+
+
+def complexity_of(train: Sets) -> Complexity:
+    """Fit what complexity explains on the training pictures that are not generated."""
+    return Complexity(
+        np.concatenate([_mean(train, name) for name in ("real", REAL)]),
+        np.concatenate([train.energy[name].astype(np.float64) for name in ("real", REAL)]),
+    )
 
 
 def _mean(sets: Sets, name: str) -> NDArray[np.float64]:

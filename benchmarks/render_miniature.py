@@ -77,6 +77,16 @@ def complexity_table(report: Report) -> str:
     return _table(["against", "score", *_GENERATORS], rows)
 
 
+def earned_table(report: Report) -> str:
+    """What normalised LaRE adds to heads."""
+    rows = [
+        [head.replace("/", ": "), _signed(row["seen"]), _signed(row["unseen"])]
+        for head, row in report["normalised_beside_heads"].items()
+        if isinstance(row, Mapping)
+    ]
+    return _table(["trunk: head", "AUC gained, seen", "AUC gained, unseen"], rows)
+
+
 def ablation_table(report: Report) -> str:
     """The fair task: round trips against generated pictures, by trunk and input."""
     return _ablation(report, "roundtrip")
@@ -194,6 +204,7 @@ MINIATURE: dict[str, Callable[[Report], str]] = {
     "miniature-data": data_table,
     "miniature-timesteps": timestep_table,
     "miniature-complexity": complexity_table,
+    "miniature-earned": earned_table,
     "miniature-ablation": ablation_table,
     "miniature-raw": raw_table,
     "miniature-differences": differences_table,
