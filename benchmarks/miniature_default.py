@@ -15,7 +15,7 @@ import argparse
 import csv
 import io
 import json
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -141,7 +141,7 @@ def judge(lists: dict[str, Path], model: Path, out: Path, folder: Path, *, also:
     held_out = {kind: _evaluate(path, bundles, folder / "held-out") for kind, path in lists.items()}
     low = held_out["all"]["after"]["metrics"]["auc"]["low"]
     chosen = calibrated if low > BOUND else built
-    os.replace(chosen, out)  # noqa: PTH105 - of a folder
+    shutil.copytree(chosen, out)
     return {
         "calibration": json.loads(report.read_text()),
         "held_out": held_out,

@@ -20,6 +20,7 @@ from typing import Any
 
 from render_claim import claim
 from render_components import TABLES
+from render_default import DEFAULT
 from render_markdown import THROUGHPUT, row_list
 from render_miniature import MINIATURE
 from render_parity import PARITY
@@ -39,6 +40,7 @@ _SOURCES = {
     "fidelity": FIDELITY,
     "parity": PARITY,
     "miniature": MINIATURE,
+    "miniature-default": DEFAULT,
 }
 # How each report is measured, for a table that has none yet.
 _COMMANDS = {
@@ -47,7 +49,10 @@ _COMMANDS = {
     "fidelity": "benchmarks/fidelity.py --model-synthetic sd15 --images DIR",
     "parity": "benchmarks/parity.py --images DIR --bundle BUNDLE --synthetic sd15",
     "miniature": "benchmarks/miniature.py",
+    "miniature-default": "benchmarks/miniature_default.py --model FOLDER --out FOLDER",
 }
+# Reports of the embedded model; the others are of ``MODEL``.
+_SMALL = ("miniature", "miniature-default")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def changes(root: Path) -> dict[Path, bytes]:
     """Return every file below ``root`` whose content differs from what the reports say; raises UsageError."""
     results = root / "benchmarks/results"
-    files = {kind: f"{kind}.json" if kind == "miniature" else f"{kind}-{MODEL}.json" for kind in _SOURCES}
+    files = {kind: f"{kind}.json" if kind in _SMALL else f"{kind}-{MODEL}.json" for kind in _SOURCES}
     reports = {kind: read_report(results / name) for kind, name in files.items()}
     wanted: dict[Path, bytes] = {}
     for page in (root / "README.md", *sorted((root / "docs").glob("**/*.md"))):

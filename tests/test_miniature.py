@@ -288,6 +288,10 @@ def sample_report():
         "re_encoding": {
             name: coded if name == "roundtrip" else {**coded, "auc_plain": area, "auc_jpeg": area} for name in pictures
         },
+        "normalised_beside_heads": {
+            "pretrained/egre": dict.fromkeys(("seen", "unseen"), area),
+            "earns_its_place": True,
+        },
         "ablation": {
             f"{trunk}/{variant}": {r: dict.fromkeys((*GENERATORS, "unseen"), judged) for r in ("real", "roundtrip")}
             for trunk in TRUNKS

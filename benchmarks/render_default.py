@@ -1,0 +1,74 @@
+"""What the embedded bundle is worth, as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Report = Mapping[str, Any]
+_LISTS = {
+    "as calibrated": "photographs and round trips against `sdedit50`",
+    "all": "photographs and round trips against all four generators",
+    "photographs": "photographs alone against all four",
+    "round trips": "round trips alone against all four",
+}
+_QUALITY = {
+    "ece": "ECE, 15 bins",
+    "false_positive_rate": "real called generated",
+    "miss_rate": "generated called real",
+    "unsure_share": "unsure",
+    "decided_accuracy": "ACC of verdicts",
+}
+
+
+def auc_table(report: Report) -> str:
+    """AUC of the default bundle on what it has not seen."""
+    rows = [[text, *_areas(report["held_out"][name])] for name, text in _LISTS.items()]
+    if report["elsewhere"] is not None:
+        rows.append(["real generators of other places (see below)", *_areas(report["elsewhere"])])
+    return _table(["test pictures", "real", "generated", "groups", "AUC", "ACC at 0.5"], rows)
+
+
+def calibration_table(report: Report) -> str:
+    """What calibration changed, on the held-out photographs, and what it gives elsewhere."""
+    held = report["held_out"]["as calibrated"]
+    columns = [held["before"], held["after"]] + ([report["elsewhere"]["after"]] if report["elsewhere"] else [])
+    rows = [[text, *(_interval(column["metrics"].get(key)) for column in columns)] for key, text in _QUALITY.items()]
+    header = ["", "held out, before", "held out, after", "elsewhere, after"]
+    return _table(header[: len(columns) + 1], rows)
+
+
+def elsewhere_table(report: Report) -> str:
+    """AUC by generator of the set from elsewhere."""
+    if report["elsewhere"] is None:
+        return "*Not measured: `python benchmarks/miniature_default.py --also LIST`.*"
+    counts = report["elsewhere"]["data"]["generators"]
+    rows = [
+        [name, str(counts[name]), _interval(area)]
+        for name, area in report["elsewhere"]["after"]["auc_by_generator"].items()
+    ]
+    return _table(["generator", "pictures", "AUC"], rows)
+
+
+def _areas(judged: Mapping[str, Any]) -> list[str]:
+    data, metrics = judged["data"], judged["after"]["metrics"]
+    counts = [str(data[name]) for name in ("real", "generated", "groups")]
+    return [*counts, _interval(metrics["auc"]), _interval(metrics["accuracy_at_half"])]
+
+
+def _interval(value: Mapping[str, float | None] | None) -> str:
+    if value is None:
+        return "—"
+    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] + ['--:'] * (len(header) - 1))} |"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+DEFAULT: dict[str, Callable[[Report], str]] = {
+    "default-auc": auc_table,
+    "default-calibration": calibration_table,
+    "default-elsewhere": elsewhere_table,
+}
