@@ -20,7 +20,7 @@ from typing import Any
 import throughput_options
 from throughput import say
 from throughput_builds import Builder
-from throughput_measure import compare
+from throughput_measure import ImageArrays, compare
 from throughput_probe import machine_facts, now
 from throughput_process import FailedError, RefusedError
 from throughput_rows import BUILDS, Build
@@ -28,6 +28,7 @@ from throughput_session import identity_of, prepare_bundle
 from throughput_setup import HERE, PREDICTIONS, TRUTH, Setup, load_arrays, packages
 
 from lare2_rt.atomic import atomic_text, check_target
+from lare2_rt.detection import DecisionRule
 from lare2_rt.engines import ENGINES
 from lare2_rt.errors import Lare2Error, UsageError
 from lare2_rt.integrity import sha256_of
@@ -101,6 +102,7 @@ def measure(setup: Setup, names: Sequence[str], report: Callable[[str], None]) -
     prepared = builder.get("fidelity-reference").result
     truth = load_arrays(setup.folder("fidelity-reference") / TRUTH)
     engines: dict[str, Any] = {}
+    manifest = setup.opened().manifest
     for name in names:
         try:
             facts = builder.get(f"fidelity-{name}").result
@@ -110,8 +112,8 @@ def measure(setup: Setup, names: Sequence[str], report: Callable[[str], None]) -
             continue
         found = load_arrays(setup.folder(f"fidelity-{name}") / PREDICTIONS)
         entry = compare(found, truth, prepared["logit_standard_deviation"])
-        engines[name] = {**facts, "fidelity": entry, "passed": passes(entry)}
-    manifest = setup.opened().manifest
+        flips = flipped(found, truth, manifest.rule)
+        engines[name] = {**facts, "fidelity": entry, "flips": flips, "passed": passes(entry) and not flips}
     return {
         "schema": SCHEMA,
         "model": manifest.model.name,
@@ -126,6 +128,17 @@ def measure(setup: Setup, names: Sequence[str], report: Callable[[str], None]) -
         "logit_standard_deviation": prepared["logit_standard_deviation"],
         "engines": engines,
     }
+
+
+def flipped(found: ImageArrays, truth: ImageArrays, rule: DecisionRule) -> int | None:
+    """Return how many images get another verdict than the reference gives; None for a bundle that gives none."""
+    if not rule.decides:
+        return None
+
+    def verdicts(arrays: ImageArrays) -> list[str]:
+        return [rule.verdict(rule.probability(one["logits"][0])) for one in arrays]
+
+    return sum(a != b for a, b in zip(verdicts(found), verdicts(truth), strict=True))
 
 
 def passes(entry: dict[str, Any]) -> bool:

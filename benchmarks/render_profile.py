@@ -110,23 +110,24 @@ def fidelity_table(report: Report) -> str:
     """Every engine on many photographs, component by component."""
     limits = report["limits"]
     header = ["engine", "`vae_encoder`: latent", "`unet_step`: noise prediction", "LaRE"]
-    header += ["`clip_backbone`: embedding", "`egre`: logit / σ", "within"]
+    header += ["`clip_backbone`: embedding", "`egre`: logit / σ", "other verdicts", "within"]
     lines = [["allowed", *(scientific(limits[n]) for n in ("latent", "noise_prediction", "lare")), NONE]]
-    lines[0] += [scientific(limits["logit"]), ""]
+    lines[0] += [scientific(limits["logit"]), "0", ""]
     for name, entry in report["engines"].items():
         if "reason" in entry:
-            lines.append([f"`{name}`", *[NONE] * 4, NONE, entry["reason"]])
+            lines.append([f"`{name}`", *[NONE] * 6, entry["reason"]])
             continue
         fidelity = entry["fidelity"]
         names = ("latent", "noise_prediction", "lare", "embedding")
         values = [error(fidelity.get(n), "worst_relative_l2") for n in names]
         logit = error(fidelity["logit"], "over_standard_deviation")
-        lines.append([f"`{name}`", *values, logit, "yes" if entry["passed"] else "**no**"])
+        flips = NONE if entry.get("flips") is None else str(entry["flips"])
+        lines.append([f"`{name}`", *values, logit, flips, "yes" if entry["passed"] else "**no**"])
     packages = report["packages"]
     versions = ", ".join(f"{n} {packages[n]}" for n in ("onnxruntime", "openvino", "mnn") if n in packages)
     machine, spread = report["machine"], scientific(report["logit_standard_deviation"])
     note = (
-        f"{report['model']}, {len(report['images'])} photographs, the worst of each; relative L2, and for the logit "
+        f"{report['model']}, {len(report['images'])} pictures, the worst of each; relative L2, and for the logit "
         f"the largest difference in units of its standard deviation over them, {spread}. {machine['cpu']}, "
         f"{machine['threads']} threads; {versions}."
     )
@@ -156,3 +157,4 @@ PROFILE: dict[str, Callable[[Report], str]] = {
     "profile-sizes": sizes_table,
 }
 FIDELITY: dict[str, Callable[[Report], str]] = {"fidelity-photographs": fidelity_table}
+FIDELITY_MINI: dict[str, Callable[[Report], str]] = {"fidelity-mini": fidelity_table}

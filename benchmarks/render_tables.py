@@ -25,7 +25,7 @@ from render_markdown import THROUGHPUT, row_list
 from render_miniature import MINIATURE
 from render_parity import PARITY
 from render_plot import svg
-from render_profile import FIDELITY, PROFILE
+from render_profile import FIDELITY, FIDELITY_MINI, PROFILE
 
 from lare2_rt.atomic import write_bytes
 from lare2_rt.errors import Lare2Error, UsageError
@@ -38,6 +38,7 @@ _SOURCES = {
     "throughput": {"claim": claim, **THROUGHPUT, **TABLES},
     "profile": PROFILE,
     "fidelity": FIDELITY,
+    "fidelity-mini": FIDELITY_MINI,
     "parity": PARITY,
     "miniature": MINIATURE,
     "miniature-default": DEFAULT,
@@ -47,12 +48,13 @@ _COMMANDS = {
     "throughput": "benchmarks/throughput.py --model-synthetic sd15",
     "profile": "benchmarks/throughput.py --model-synthetic sd15 --profile",
     "fidelity": "benchmarks/fidelity.py --model-synthetic sd15 --images DIR",
+    "fidelity-mini": "benchmarks/fidelity.py --images DIR --limit 911",
     "parity": "benchmarks/parity.py --images DIR --bundle BUNDLE --synthetic sd15",
     "miniature": "benchmarks/miniature.py",
     "miniature-default": "benchmarks/miniature_default.py --model FOLDER --out FOLDER",
 }
 # Reports of the embedded model; the others are of ``MODEL``.
-_SMALL = ("miniature", "miniature-default")
+_SMALL = ("fidelity-mini", "miniature", "miniature-default")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ from throughput_rows import BUILDS, REFERENCE, ROWS, Build, Row  # noqa: E402
 from throughput_setup import Setup  # noqa: E402
 from throughput_turns import Schedule, Turn, percentiles, strayed, summary, take_turns  # noqa: E402
 
+from lare2_rt.detection import DecisionRule  # noqa: E402
 from lare2_rt.errors import UsageError  # noqa: E402
 
 FAKES = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
@@ -583,7 +585,8 @@ def sample_profile():
 def sample_fidelity():
     report = sample_report()
     shared = {name: report[name] for name in ("model", "images", "machine", "packages", "logit_standard_deviation")}
-    engines = {"onnxruntime": {"fidelity": report["rows"][0]["fidelity"], "passed": True}, "mnn": {"reason": "a|b"}}
+    faithful = {"fidelity": report["rows"][0]["fidelity"], "flips": None, "passed": True}
+    engines = {"onnxruntime": faithful, "mnn": {"reason": "a|b"}, "staged": {**faithful, "flips": 3, "passed": False}}
     limits = {"latent": 3e-4, "noise_prediction": 3e-4, "lare": 1e-3, "logit": 1e-2}
     return {**shared, "limits": limits, "engines": engines}
 
@@ -671,8 +674,9 @@ class TestTables:
 
     def test_fidelity_on_photographs(self):
         shown = render_profile.fidelity_table(sample_fidelity())
-        assert "| `onnxruntime` | 1.1e-6 | — | 3.1e-6 | 4.0e-7 | 1.2e-5 | yes |" in shown
-        assert "| `mnn` | — | — | — | — | — | a\\|b |" in shown
+        assert "| `onnxruntime` | 1.1e-6 | — | 3.1e-6 | 4.0e-7 | 1.2e-5 | — | yes |" in shown
+        assert "| `mnn` | — | — | — | — | — | — | a\\|b |" in shown
+        assert "| `staged` | 1.1e-6 | — | 3.1e-6 | 4.0e-7 | 1.2e-5 | 3 | **no** |" in shown
 
     def test_committed_pages_are_what_the_reports_say(self, capsys):
         assert render_tables.main(["--check"]) == 0, capsys.readouterr().out
@@ -779,6 +783,20 @@ class TestFidelity:
         logit = {"max_difference": 1e-4, "over_standard_deviation": 1e-3, "standard_deviation": 0.1}
         return {**arrays, "embedding": {"worst_relative_l2": 1e-7}, "logit": logit, **changes}
 
+    def test_verdicts_are_counted_by_the_bundles_rule(self):
+        """Logits just on either side of a threshold; without thresholds there is nothing to count."""
+        rule = DecisionRule("calibrated", real_below=0.3, generated_from=0.7, temperature=2.0, bias=0.1)
+
+        def images(*gaps):
+            return [{"logits": np.array([[0.0, gap]], np.float32)} for gap in gaps]
+
+        edge = 2 * (math.log(0.7 / 0.3) - 0.1)
+        truth = images(-9.0, 0.0, edge + 1e-4, 9.0)
+        assert fidelity.flipped(truth, truth, rule) == 0
+        assert fidelity.flipped(images(-9.0, 0.0, edge - 1e-4, 9.0), truth, rule) == 1
+        assert fidelity.flipped(images(9.0, 9.0, edge + 1e-4, 0.0), truth, rule) == 3
+        assert fidelity.flipped(truth, truth, DecisionRule("uncalibrated")) is None
+
     def test_every_limit_counts(self):
         assert fidelity.passes(self.entry())
         for name, limit in fidelity.LIMITS.items():
@@ -801,11 +819,11 @@ class TestFidelity:
             },
         }  # fmt: skip
         shown = render_profile.FIDELITY["fidelity-photographs"](report)
-        assert "| allowed | 3.0e-4 | 3.0e-4 | 1.0e-3 | — | 1.0e-2 |  |" in shown
-        assert "| `winograd` | 1.0e-6 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | yes |" in shown
-        assert "| `staged` | 4.0e-4 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | **no** |" in shown
-        assert "| `mnn` | — | — | — | — | — | mnn is not installed |" in shown
-        assert "32 photographs" in shown
+        assert "| allowed | 3.0e-4 | 3.0e-4 | 1.0e-3 | — | 1.0e-2 | 0 |  |" in shown
+        assert "| `winograd` | 1.0e-6 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | — | yes |" in shown
+        assert "| `staged` | 4.0e-4 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | — | **no** |" in shown
+        assert "| `mnn` | — | — | — | — | — | — | mnn is not installed |" in shown
+        assert "32 pictures" in shown
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
