@@ -5,7 +5,7 @@
 
 Stages: photographs → autoencoder → UNet → generated pictures → LaRE → heads → report. Each is kept in ``--work`` under
 a key of the protocol (``miniature_protocol.py``) and of the photographs; a killed run goes on where it stopped, and a
-second run gives the same report from what was kept. In full about 90 minutes on two cores; ``--quick`` takes three and
+second run gives the same report from what was kept. In full about 90 minutes on two cores; ``--quick`` takes five and
 shows that every stage works, not what is true.
 """
 
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three minutes; every stage, no findings")
+    parser.add_argument("--quick", action="store_true", help="five minutes; every stage, no findings")
     parser.add_argument("--work", type=Path, default=ROOT / ".miniature", help="where stages are kept (.miniature)")
     parser.add_argument("--model", type=Path, help="also write the trained model folder here")
     parser.add_argument("--out", type=Path, help="the report (benchmarks/results/miniature.json)")

@@ -28,7 +28,7 @@ JPEG_QUALITY = 75  # of the re-encoding control
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Sizes of a run; the defaults are the full run, ``QUICK`` is the same in three minutes and proves nothing.
+    """Sizes of a run; the defaults are the full run, ``QUICK`` is the same in five minutes and proves nothing.
 
     Attributes:
         name: goes into cache keys and the report.
