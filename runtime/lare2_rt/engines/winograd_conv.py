@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from .winograd_layers import Choice, Layer
-from .winograd_rows import Rows, flat, raster
+from .winograd_rows import Rows, flat, raster_place
 from .winograd_transforms import transformed, transforms
 from .winograd_writer import Writer
 
@@ -46,16 +46,20 @@ class _Convolution:
         pixels = flat(writer, self._source)
         strips = list(self._strips(places))
         results = [self._strip(pixels, weights, places[tiles]) for tiles in strips]
-        whole = results[0] if len(results) == 1 else writer.add("Concat", results, axis=0)  # [tiles,m²,O]
         place = self._order(np.concatenate(strips))
+        bias = np.ascontiguousarray(writer.weight_of(self._node.input[2]))
+        outputs, size = layer.outputs, layer.height * layer.width
+        if layer.batch == 1 and layer.height % choice.tile == layer.width % choice.tile == 0:
+            sizes = tuple(len(tiles) * choice.tile**2 for tiles in strips)
+            names = tuple(writer.shaped(part, 1, n, outputs) for part, n in zip(results, sizes, strict=True))
+            return Rows(names, sizes, outputs, place, bias)
+        whole = results[0] if len(results) == 1 else writer.add("Concat", results, axis=0)  # [tiles,m²,O]
         if layer.height % choice.tile or layer.width % choice.tile:
             # Some rows are of no pixel.
             index = writer.constant(place.reshape(layer.batch, -1).astype(np.int32))
-            whole = writer.add("Gather", [writer.shaped(whole, -1, layer.outputs), index], axis=0)
-            place = raster("", layer.batch, (layer.height, layer.width), layer.outputs).place
-        bias = np.ascontiguousarray(writer.weight_of(self._node.input[2]))
-        rows = writer.shaped(whole, layer.batch, layer.height * layer.width, layer.outputs)
-        return Rows(rows, layer.outputs, place, bias)
+            whole = writer.add("Gather", [writer.shaped(whole, -1, outputs), index], axis=0)
+            place = raster_place(layer.batch, (layer.height, layer.width))
+        return Rows((writer.shaped(whole, layer.batch, size, outputs),), (size,), outputs, place, bias)
 
     def _weights(self) -> list[str]:
         """Return [a²,C,O], or a² times [C,O] apart, from the stored [O,C,3,3]."""
@@ -90,10 +94,10 @@ class _Convolution:
             product = writer.add("Concat", [writer.add("MatMul", pair) for pair in pairs], axis=0)
         else:
             inner = writer.add("MatMul", [before, self._gathered(pixels, places)])  # [t,a²,C]
-            product = writer.fused_product(inner, weights[0], (area, tiles, self._layer.outputs), transBatchA=1)
+            product = writer.products(inner, weights[0], (area, tiles, self._layer.outputs), moved="A")
         after = writer.constant(np.kron(target, target).astype(np.float32)[None])
         shape = (tiles, self._choice.tile**2, self._layer.outputs)
-        return writer.fused_product(after, product, shape, transBatchB=1)  # of [a²,t,O]
+        return writer.products(after, product, shape, moved="B")  # of [a²,t,O]
 
     def _gathered(self, pixels: str, places: NDArray[np.int64]) -> str:
         """Return the rows at these places, [...,C]."""

@@ -125,33 +125,59 @@ class _Finder:
 
 
 def normalised(writer: Writer, rows: Rows, norm: GroupNorm) -> Rows:
-    """Return the rows after a group norm."""
+    """Return the rows after a group norm.
+
+    Each piece is centred on its own mean while it is in the cache. With the pieces' means m and variances v, a group's
+    mean is that of the m, and its variance that of v + (m - mean)²: exactly, and without differences of large sums.
+    """
     channels, groups = rows.channels, norm.groups
     pool = np.kron(np.eye(groups), np.full((channels // groups, 1), groups / channels)).astype(np.float32)  # [C,G]
     spread = writer.constant((pool.T > 0).astype(np.float32))  # [G,C]
     pooled = writer.constant(pool)
-    means = _means(writer, rows.name, rows)
+    centred, means, variances = _statistics(writer, rows)
     if rows.bias is not None:
         means = writer.add("Add", [means, writer.constant(rows.bias)])
-    centre = writer.add("MatMul", [writer.add("MatMul", [means, pooled]), spread])  # [B,1,C]
-    if rows.bias is not None:
-        centre = writer.add("Sub", [centre, writer.constant(rows.bias)])
-    centred = writer.add("Sub", [rows.name, centre])
-    squares = _means(writer, writer.add("Mul", [centred, centred]), rows)
-    variance = writer.add("MatMul", [squares, pooled])  # [B,1,G]
+    mean = writer.add("MatMul", [_over_pieces(writer, rows, means), pooled])  # [B,1,G]
+    apart = writer.add("Sub", [means, writer.add("MatMul", [mean, spread])])  # [B,pieces,C]
+    variances = writer.add("Add", [variances, writer.add("Mul", [apart, apart])])
+    variance = writer.add("MatMul", [_over_pieces(writer, rows, variances), pooled])
     epsilon = writer.constant(np.array(norm.epsilon, np.float32))
     deviation = writer.add("Sqrt", [writer.add("Add", [variance, epsilon])])
-    inverse = writer.add("MatMul", [writer.add("Reciprocal", [deviation]), spread])
+    inverse = writer.add("MatMul", [writer.add("Reciprocal", [deviation]), spread])  # [B,1,C]
     scale, shift = (writer.constant(writer.weight_of(name).reshape(-1)) for name in (norm.scale, norm.shift))
-    scaled = writer.add("Mul", [centred, writer.add("Mul", [inverse, scale])])
-    return replace(rows, name=writer.add("Add", [scaled, shift]), bias=None)
+    factor = writer.add("Mul", [inverse, scale])
+    shifts = writer.add("Add", [writer.add("Mul", [apart, factor]), shift])
+    parts = [shifts] if len(centred) == 1 else writer.split(shifts, len(centred), axis=1)
+    scaled = [writer.add("Mul", [piece, factor]) for piece in centred]
+    names = tuple(writer.add("Add", pair) for pair in zip(scaled, parts, strict=True))
+    return replace(rows, names=names, bias=None)
 
 
-def _means(writer: Writer, value: str, rows: Rows) -> str:
-    """Return the mean of each channel of each picture, [B,1,C], of a value [B,P,C]."""
+def _statistics(writer: Writer, rows: Rows) -> tuple[list[str], str, str]:
+    """Return the pieces without their means, and mean and variance of each channel of each piece, [B,pieces,C]."""
+    centred, means, variances = [], [], []
+    for name, size in zip(rows.names, rows.sizes, strict=True):
+        means.append(_mean(writer, name, rows, size))
+        centred.append(writer.add("Sub", [name, means[-1]]))
+        variances.append(_mean(writer, writer.add("Mul", [centred[-1], centred[-1]]), rows, size))
+    if len(centred) == 1:
+        return centred, means[0], variances[0]
+    return centred, writer.add("Concat", means, axis=1), writer.add("Concat", variances, axis=1)
+
+
+def _over_pieces(writer: Writer, rows: Rows, value: str) -> str:
+    """Return the mean [B,1,C] of the means [B,pieces,C] of pieces."""
+    if len(rows.sizes) == 1:
+        return value
+    shares = np.array([rows.sizes], np.float64) / sum(rows.sizes)
+    return writer.add("MatMul", [writer.constant(shares.astype(np.float32)), value])
+
+
+def _mean(writer: Writer, value: str, rows: Rows, size: int) -> str:
+    """Return the mean of each channel of each picture, [B,1,C], of a value [B,n,C]."""
     # Sums of neighbours, then of sums: float32 rounds every addition, and in one long sum always the same way.
-    some = max(size for size in range(1, math.isqrt(rows.pixels) + 1) if rows.pixels % size == 0)
+    some = max(part for part in range(1, math.isqrt(size) + 1) if size % part == 0)
     averaging = writer.constant(np.full((1, some), 1 / some, np.float32))
-    parts = writer.add("MatMul", [averaging, writer.shaped(value, -1, some, rows.channels)])  # [B·P/some,1,C]
+    parts = writer.add("MatMul", [averaging, writer.shaped(value, -1, some, rows.channels)])  # [B·n/some,1,C]
     axis = writer.constant(np.array([1], np.int64))
     return writer.add("ReduceMean", [writer.shaped(parts, rows.batch, -1, rows.channels), axis], keepdims=1)

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from .winograd_conv import convolved
 from .winograd_layers import Choice, Layer, attributes_of, is_plain, layers_of, shapes_of
 from .winograd_norms import GroupNorm, normalised, norms_of
-from .winograd_rows import Rows, added, ordered, planes_of_rows, rows_of_planes, settled
+from .winograd_rows import Rows, added, joined, mapped, ordered, planes_of_rows, rows_of_planes, settled
 from .winograd_writer import ReadWeight, StoreWeight, Writer
 
 _ONE_BY_ONE = ("Relu", "Sigmoid")  # of one value, each pixel and channel by itself
@@ -104,8 +104,7 @@ class _Rewriting:
         return normalised(self._writer, self._as_rows(norm.source), norm)
 
     def _unary(self, node: onnx.NodeProto) -> Rows:
-        rows = self._settled(node.input[0])
-        return replace(rows, name=self._writer.add(node.op_type, [rows.name]))
+        return mapped(self._writer, node.op_type, self._settled(node.input[0]))
 
     def _sum(self, node: onnx.NodeProto) -> Rows | None:
         """A sum or product of two pictures of one shape."""
@@ -116,29 +115,28 @@ class _Rewriting:
         if node.op_type == "Add":
             return added(self._writer, first, second)
         first, second = (self._settled(name) for name in node.input)
-        second = ordered(self._writer, second, first.place)
-        return replace(first, name=self._writer.add("Mul", [first.name, second.name]))
+        return mapped(self._writer, "Mul", first, ordered(self._writer, second, first))
 
     def _product(self, node: onnx.NodeProto) -> Rows | None:
         """A 1×1 convolution: a product of rows."""
         weight = self._writer.weight_of(node.input[1]) if node.input[1] in self._weights else np.empty(0)
         if len(node.input) != 3 or weight.shape[2:] != (1, 1) or not is_plain(node, border=0):
             return None
-        rows = self._settled(node.input[0])
+        rows = joined(self._writer, self._settled(node.input[0]))
         name = self._writer.weight(f"{node.output[0]}.winograd.weights", np.ascontiguousarray(weight[:, :, 0, 0].T))
-        product = self._writer.add("MatMul", [rows.name, name])
+        product = self._writer.add("MatMul", [rows.names[0], name])
         biased = self._writer.add("Add", [product, node.input[2]])
-        return replace(rows, name=biased, channels=len(weight))
+        return replace(rows, names=(biased,), channels=len(weight))
 
     def _joined(self, node: onnx.NodeProto) -> Rows | None:
         """Pictures joined by their channels."""
         shapes = [self._shapes.get(name, []) for name in node.input]
         if attributes_of(node)["axis"] != 1 or any(len(shape) != 4 for shape in shapes):
             return None
-        first, *others = (self._settled(name) for name in node.input)
-        names = [first.name, *(ordered(self._writer, rows, first.place).name for rows in others)]
-        channels = sum(rows.channels for rows in (first, *others))
-        return replace(first, name=self._writer.add("Concat", names, axis=2), channels=channels)
+        first, *others = (joined(self._writer, self._settled(name)) for name in node.input)
+        parts = [first, *(ordered(self._writer, rows, first) for rows in others)]
+        name = self._writer.add("Concat", [rows.names[0] for rows in parts], axis=2)
+        return replace(first, names=(name,), channels=sum(rows.channels for rows in parts))
 
     def _settled(self, name: str) -> Rows:
         """Return the rows of a value, all added, for everybody who asks from now on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -54,17 +54,23 @@ class Writer:
         self._count += 1
         return name
 
-    def fused_product(self, left: str, right: str, shape: tuple[int, ...], **attributes: int) -> str:
-        """Return a product by ONNX Runtime's own operator, whose shape only it knows: so it is said."""
+    def products(self, left: str, right: str, shape: tuple[int, ...], *, moved: Literal["A", "B"]) -> str:
+        """Return one product for each index of the middle axis of one operand and of the first axis of the other.
+
+        Args:
+            shape: of the result. The operator is ONNX Runtime's own, and no other library can tell it.
+            moved: which operand has that index in the middle; the operator goes through it without a copy.
+        """
+        attributes: dict[str, Any] = {f"transBatch{moved}": 1}
         name = self.add("FusedMatMul", [left, right], domain=_OWN_DOMAIN, **attributes)
         self._declared.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
         return name
 
-    def split(self, value: str, count: int) -> list[str]:
-        """Return the equal parts of a value along its first axis."""
+    def split(self, value: str, count: int, axis: int = 0) -> list[str]:
+        """Return the equal parts of a value along an axis."""
         name = self._value()
         parts = [f"{name}.{part}" for part in range(count)]
-        self.nodes.append(helper.make_node("Split", [value], parts, self._label("Split"), axis=0, num_outputs=count))
+        self.nodes.append(helper.make_node("Split", [value], parts, self._label("Split"), axis=axis, num_outputs=count))
         self._count += 1
         return parts
 
