@@ -1,8 +1,8 @@
 """ONNX Runtime with Winograd's convolutions: the portable float32 graphs with fewer multiplications.
 
 Direct convolutions already run at the peak of the machine; fewer multiplications are what is left. 3×3 convolutions
-become matrix products over tiles, and between them pictures stay in the layout of those (``winograd_rewrite.py``), where
-that is faster and as far as the memory for transformed weights goes (``winograd_choose.py``).
+become matrix products over tiles, and between them pictures stay in the layout of those (``winograd_rewrite.py``),
+where that is faster and as far as the memory for transformed weights goes (``winograd_choose.py``).
 """
 
 from __future__ import annotations
