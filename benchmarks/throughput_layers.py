@@ -11,7 +11,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from lare2_rt.engines.winograd_choose import strips_of
-from lare2_rt.engines.winograd_rewrite import Choice, Layer, rewrite
+from lare2_rt.engines.winograd_layers import Choice, Layer
+from lare2_rt.engines.winograd_rewrite import rewrite
 
 TILES = (2, 4)
 _FEWEST_CHANNELS = 16  # the first and the last layer of a network have 3 or 4: nothing to win there

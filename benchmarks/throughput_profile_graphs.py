@@ -20,7 +20,7 @@ from throughput_setup import Setup, graph_name
 from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
 from lare2_rt.engines.winograd import MODEL, WinogradEngine, make_graph
 from lare2_rt.engines.winograd_choose import choose
-from lare2_rt.engines.winograd_rewrite import layers_of
+from lare2_rt.engines.winograd_layers import layers_of
 from lare2_rt.manifest import COMPONENTS
 from lare2_rt.noise import draw_noise
 

@@ -1,8 +1,8 @@
 """ONNX Runtime with Winograd's convolutions: the portable float32 graphs with fewer multiplications.
 
 Direct convolutions already run at the peak of the machine; fewer multiplications are what is left. 3×3 convolutions
-become matrix products over tiles (``winograd_rewrite.py``) where that is faster and as far as the memory for
-transformed weights goes (``winograd_choose.py``).
+become matrix products over tiles, and between them pictures stay in the layout of those (``winograd_rewrite.py``),
+where that is faster and as far as the memory for transformed weights goes (``winograd_choose.py``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .stages import share_memory
 MODEL = "model.onnx"
 # Of what our own code writes for the same graph, settings and versions. Raise it with every change of that: what is in
 # users' caches is rewritten then.
-REVISION = 1
+REVISION = 2
 _WEIGHTS_OUTSIDE = "session.use_device_allocator_for_initializers"
 _REWRITTEN = ("vae_encoder", "unet_step", "clip_backbone")
 

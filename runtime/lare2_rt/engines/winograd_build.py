@@ -18,7 +18,8 @@ import onnx
 from numpy.typing import NDArray
 
 from lare2_rt.engines.winograd_choose import choose
-from lare2_rt.engines.winograd_rewrite import layers_of, rewrite
+from lare2_rt.engines.winograd_layers import layers_of
+from lare2_rt.engines.winograd_rewrite import rewrite
 from lare2_rt.script import run_to_end
 
 WEIGHTS = "weights.data"

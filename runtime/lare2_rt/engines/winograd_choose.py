@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .winograd_rewrite import Choice, Layer
+from .winograd_layers import Choice, Layer
 
 # Smaller pictures have so few tiles that reading F(4×4)'s weights takes as long as multiplying with F(2×2)'s.
 _SMALLEST_FOR_LARGE_TILES = 16
 # From this side on what lies between the transforms passes through the caches in strips of so many bytes.
-_STRIPS_FROM, _STRIP_BYTES = 128, 12_000_000
+_STRIPS_FROM, _STRIP_BYTES = 128, 7_000_000
 # Up to so many tiles packing the weights in every run costs more than the copies that products apart take.
 _APART_UP_TO = 128
 

@@ -1,130 +1,28 @@
-"""Winograd's convolution as a rewrite of an ONNX graph: 3×3 convolutions become matrix products, on any engine.
+"""Rewrite an ONNX graph for the engine ``winograd``: 3×3 convolutions in tiles, and what lies between them on rows.
 
-A tile of m×m outputs needs (m+2)² multiplications for each pair of channels instead of 9·m²: 2.25 times fewer for
-F(2×2), 4 times for F(4×4). With the transforms of Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks"
-(CVPR 2016), Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A. Here, with pixels as rows of channels ("tokens"), one convolution is
-
-    Gather   the (m+2)² pixels of every tile; tiles overlap, and what lies outside is a row of zeros
-    MatMul   with Bᵀ⊗Bᵀ: the input transform of all tiles and channels in one product
-    MatMul   (m+2)² products of tiles×channels by channels×outputs: where the multiplications are
-    MatMul   with Aᵀ⊗Aᵀ: the output transform
-    Gather   the pixels back into their order
-
-Gathering moves whole rows of channels, so the transforms cost little more than reading and writing memory. The weights
-are transformed once, when the graph is rewritten: left to an engine's folding of constants, all steps of all layers
-would be in memory together.
+Node after node: a chosen convolution becomes matrix products (``winograd_conv.py``) whose output lies as rows of
+channels (``winograd_rows.py``). What can go on with rows does: group norms (``winograd_norms.py``), arithmetic, 1×1
+convolutions, joining by channels. Everything else gets its planes as before.
 
 Whoever changes what is written raises ``REVISION`` in ``winograd.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-ReadWeight = Callable[[str], NDArray[np.float32]]
-StoreWeight = Callable[[str, NDArray[np.float32]], onnx.TensorProto]
-Transforms = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+from .winograd_conv import convolved
+from .winograd_layers import Choice, Layer, attributes_of, is_plain, layers_of, shapes_of
+from .winograd_norms import GroupNorm, normalised, norms_of
+from .winograd_rows import Rows, added, joined, mapped, ordered, planes_of_rows, rows_of_planes, settled
+from .winograd_writer import ReadWeight, StoreWeight, Writer
 
-_TRANSFORMS: dict[int, tuple[list[list[float]], list[list[float]], list[list[float]]]] = {
-    2: (
-        [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
-        [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
-        [[1, 1, 1, 0], [0, 1, -1, -1]],
-    ),
-    4: (
-        [
-            [4, 0, -5, 0, 1, 0],
-            [0, -4, -4, 1, 1, 0],
-            [0, 4, -4, -1, 1, 0],
-            [0, -2, -1, 2, 1, 0],
-            [0, 2, -1, -2, 1, 0],
-            [0, 4, 0, -5, 0, 1],
-        ],
-        [
-            [1 / 4, 0, 0],
-            [-1 / 6, -1 / 6, -1 / 6],
-            [-1 / 6, 1 / 6, -1 / 6],
-            [1 / 24, 1 / 12, 1 / 6],
-            [1 / 24, -1 / 12, 1 / 6],
-            [0, 0, 1],
-        ],
-        [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
-    ),
-}
-# Of a weight's transform: some in one product, not all, which would take eight times the memory of the weight.
-_ROWS_AT_ONCE = 6
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Layer:
-    """Shape of a 3×3 convolution with stride 1 and a border of 1."""
-
-    batch: int
-    inputs: int
-    outputs: int
-    height: int
-    width: int
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the weights as they are stored."""
-        return 4 * 9 * self.inputs * self.outputs
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """How a layer is computed: tiles of ``tile``×``tile`` outputs, in ``strips`` that pass one after the other.
-
-    Strips keep what lies between the transforms in the cache where a picture is large. With ``apart`` the products are
-    nodes of their own, whose weights ONNX Runtime packs once instead of in every run: worth more than the copies that
-    it takes where there are few tiles.
-    """
-
-    tile: int
-    strips: int = 1
-    apart: bool = False
-
-    def weight_bytes(self, layer: Layer) -> int:
-        """Size of the transformed weights."""
-        return 4 * (self.tile + 2) ** 2 * layer.inputs * layer.outputs
-
-
-def transforms(tile: int) -> Transforms:
-    """Return Bᵀ [a,a], G [a,3] and Aᵀ [m,a] for tiles of m×m, a = m + 2."""
-    source, kernel, target = (np.array(matrix, np.float64) for matrix in _TRANSFORMS[tile])
-    return source, kernel, target
-
-
-def layers_of(model: onnx.ModelProto) -> dict[str, Layer]:
-    """Return every convolution that can be rewritten, by the name of its output."""
-    shapes = _shapes(model)
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    found = {}
-    for node in model.graph.node:
-        if node.op_type != "Conv" or len(weights.get(node.input[1], ())) != 4 or len(node.input) != 3:
-            continue
-        outputs, inputs, *kernel = weights[node.input[1]]
-        if kernel == [3, 3] and _is_plain(node):
-            batch, _, height, width = shapes[node.input[0]]
-            found[node.output[0]] = Layer(batch, inputs, outputs, height, width)
-    return found
-
-
-def transformed(weight: NDArray[np.float32], tile: int) -> Iterator[NDArray[np.float32]]:
-    """Yield the (m+2)² matrices [C,O] of (G⊗G)·g for a weight [O,C,3,3], each rounded once from float64."""
-    kernel = np.kron(*[transforms(tile)[1]] * 2)  # [a²,9]
-    outputs, inputs = weight.shape[:2]
-    taps = np.ascontiguousarray(weight.reshape(outputs, inputs, 9).transpose(2, 1, 0), np.float64).reshape(9, -1)
-    for start in range(0, len(kernel), _ROWS_AT_ONCE):
-        for matrix in kernel[start : start + _ROWS_AT_ONCE] @ taps:
-            yield matrix.astype(np.float32).reshape(inputs, outputs)
+_ONE_BY_ONE = ("Relu", "Sigmoid")  # of one value, each pixel and channel by itself
 
 
 def rewrite(
@@ -134,192 +32,123 @@ def rewrite(
     weight_of: ReadWeight | None = None,
     store: StoreWeight | None = None,
 ) -> int:
-    """Rewrite every convolution whose shape has a choice, in place; returns how many.
+    """Rewrite every convolution whose shape has a choice, in place; returns how many. Without one nothing changes.
 
     Args:
         weight_of: returns a stored weight by its name; default: it is inside the model.
-        store: keeps a transformed weight under a name and returns what stands for it; default: inside the model too.
+        store: keeps a new weight under a name and returns what stands for it; default: inside the model too.
     """
     if weight_of is None:
         inside = {tensor.name: tensor for tensor in model.graph.initializer}
 
-        def weight_of(name: str) -> NDArray[np.float32]:
+        def weight_of(name: str) -> np.ndarray:
             return numpy_helper.to_array(inside[name])
 
     if store is None:
 
-        def store(name: str, array: NDArray[np.float32]) -> onnx.TensorProto:
+        def store(name: str, array: np.ndarray) -> onnx.TensorProto:
             return numpy_helper.from_array(array, name)
 
-    layers = layers_of(model)
-    nodes: list[onnx.NodeProto] = []
-    constants = _Constants()
-    count = 0
-    for node in model.graph.node:
-        layer = layers.get(node.output[0])
-        if layer is None or layer not in choices:
-            nodes.append(node)
-            continue
-        nodes.extend(_Rewriting(node, layer, choices[layer], constants, weight_of, store).nodes())
-        count += 1
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend([*constants.small(), *constants.tensors])
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    return count
-
-
-def _is_plain(node: onnx.NodeProto) -> bool:
-    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    plain = {"strides": [1, 1], "dilations": [1, 1], "group": 1}
-    border = list(attributes.get("pads", [])) == [1, 1, 1, 1] and attributes.get("auto_pad", b"NOTSET") == b"NOTSET"
-    return border and all(attributes.get(name, value) == value for name, value in plain.items())
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = (*graph.input, *graph.value_info, *graph.output)
-    return {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in values}
-
-
-class _Constants:
-    """What rewritten layers read: weights, and small constants that are stored once each whatever layers use them."""
-
-    def __init__(self) -> None:
-        self.tensors: list[onnx.TensorProto] = []
-        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-
-    def add(self, array: NDArray[np.float32] | NDArray[np.int32] | NDArray[np.int64]) -> str:
-        key = (array.dtype.str, array.shape, array.tobytes())
-        return self._names.setdefault(key, f"winograd.{len(self._names)}")
-
-    def small(self) -> Iterator[onnx.TensorProto]:
-        for (dtype, shape, content), name in self._names.items():
-            yield numpy_helper.from_array(np.frombuffer(content, dtype).reshape(shape), name)
+    layers = {name: layer for name, layer in layers_of(model).items() if layer in choices}
+    if layers:
+        _Rewriting(model, layers, choices, Writer(weight_of, store)).run()
+    return len(layers)
 
 
 class _Rewriting:
-    """One convolution; nodes keep the name of the layer, as every node of a graph does."""
-
     def __init__(
-        self,
-        node: onnx.NodeProto,
-        layer: Layer,
-        choice: Choice,
-        constants: _Constants,
-        weight_of: ReadWeight,
-        store: StoreWeight,
+        self, model: onnx.ModelProto, layers: Mapping[str, Layer], choices: Mapping[Layer, Choice], writer: Writer
     ) -> None:
-        self._node, self._layer, self._choice, self._constants = node, layer, choice, constants
-        self._weight_of, self._store = weight_of, store
-        self._made: list[onnx.NodeProto] = []
-        self._rows, self._columns = (-(-size // choice.tile) for size in (layer.height, layer.width))
-        self._tiles = layer.batch * self._rows * self._columns
+        self._model, self._layers, self._choices, self._writer = model, layers, choices, writer
+        self._shapes = shapes_of(model)
+        self._weights = {tensor.name for tensor in model.graph.initializer}
+        self._norms = norms_of(model, self._shapes, writer.weight_of)
+        self._outputs = {value.name for value in model.graph.output}
+        self._rows: dict[str, Rows] = {}
+        self._planes = {value.name for value in model.graph.input} | self._weights | {""}
 
-    def nodes(self) -> list[onnx.NodeProto]:
-        layer, choice = self._layer, self._choice
-        tokens = self._tokens()
-        weights = self._weights()
-        places = self._places()
-        step = -(-self._tiles // choice.strips)
-        strips = [self._strip(tokens, weights, places[:, at : at + step]) for at in range(0, self._tiles, step)]
-        whole = strips[0] if len(strips) == 1 else self._add("Concat", strips, axis=1)  # [m²,tiles,O]
-        rows = self._shaped(whole, choice.tile**2 * self._tiles, layer.outputs)
-        pixels = self._add("Gather", [rows, self._constants.add(self._order())], axis=0)  # [N,h·w,O]
-        biased = self._add("Add", [pixels, self._node.input[2]])
-        planes = self._add("Transpose", [biased], perm=[0, 2, 1])
-        self._shaped(planes, layer.batch, layer.outputs, layer.height, layer.width, result=self._node.output[0])
-        return self._made
+    def run(self) -> None:
+        inside_norms = {name for norm in self._norms.values() for name in norm.inner}
+        for node in self._model.graph.node:
+            if node.output[0] in inside_norms:
+                continue
+            self._writer.begin(node)
+            rows = self._on_rows(node)
+            if rows is not None:
+                self._rows[node.output[0]] = rows
+                if node.output[0] in self._outputs:
+                    self._as_planes(node.output[0])
+            else:
+                for name in node.input:
+                    self._as_planes(name)
+                self._writer.keep()
+                self._planes.update(node.output)
+        self._writer.finish(self._model)
 
-    def _tokens(self) -> str:
-        """Return [N·h·w+1,C]: a row for every pixel and one of zeros."""
-        layer = self._layer
-        flat = self._shaped(self._node.input[0], layer.batch, layer.inputs, layer.height * layer.width)
-        rows = self._shaped(self._add("Transpose", [flat], perm=[0, 2, 1]), -1, layer.inputs)
-        zeros = self._constants.add(np.zeros((1, layer.inputs), np.float32))
-        return self._add("Concat", [rows, zeros], axis=0)
+    def _on_rows(self, node: onnx.NodeProto) -> Rows | None:
+        """Write a node for rows and return its output, or return None where it needs planes."""
+        name = node.output[0]
+        if name in self._norms:
+            return self._norm(self._norms[name])
+        if name in self._layers:
+            source, layer = settled(self._writer, self._as_rows(node.input[0])), self._layers[name]
+            return convolved(self._writer, source, node, layer, self._choices[layer])
+        if not any(value in self._rows for value in node.input):
+            return None
+        handlers = {"Conv": self._product, "Add": self._sum, "Mul": self._sum, "Concat": self._joined}
+        handlers |= dict.fromkeys(_ONE_BY_ONE, self._unary)
+        handler = handlers.get(node.op_type)
+        return handler(node) if handler else None
 
-    def _weights(self) -> list[str]:
-        """Return [a²,C,O], or a² times [C,O] apart, from the stored [O,C,3,3]."""
-        # By the layer's output and not by the stored weights, which two layers may share.
-        name = f"{self._node.output[0]}.winograd.weights"
-        parts = transformed(self._weight_of(self._node.input[1]), self._choice.tile)
-        if self._choice.apart:
-            stored = [self._store(f"{name}.{row}", part) for row, part in enumerate(parts)]
-        else:
-            stored = [self._store(name, np.stack(list(parts)))]
-        self._constants.tensors.extend(stored)
-        return [tensor.name for tensor in stored]
+    def _norm(self, norm: GroupNorm) -> Rows:
+        return normalised(self._writer, self._as_rows(norm.source), norm)
 
-    def _strip(self, tokens: str, weights: list[str], places: NDArray[np.int32]) -> str:
-        """Return [m²,t,O] for t tiles."""
-        layer, (source, _, target) = self._layer, transforms(self._choice.tile)
-        area, tiles = places.shape
-        gathered = self._add("Gather", [tokens, self._constants.add(places)], axis=0)  # [a²,t,C]
-        before = self._constants.add(np.kron(source, source).astype(np.float32))
-        inner = self._add("MatMul", [before, self._shaped(gathered, area, tiles * layer.inputs)])
-        product = self._products(inner, weights, tiles)
-        after = self._constants.add(np.kron(target, target).astype(np.float32))
-        result = self._add("MatMul", [after, self._shaped(product, area, tiles * layer.outputs)])
-        return self._shaped(result, -1, tiles, layer.outputs)
+    def _unary(self, node: onnx.NodeProto) -> Rows:
+        return mapped(self._writer, node.op_type, self._settled(node.input[0]))
 
-    def _products(self, inner: str, weights: list[str], tiles: int) -> str:
-        """Return a² products of [t,C] and [C,O], one below the other."""
-        inputs = self._layer.inputs
-        if len(weights) == 1:
-            return self._add("MatMul", [self._shaped(inner, -1, tiles, inputs), weights[0]])
-        parts = [self._shaped(part, tiles, inputs) for part in self._split(inner)]
-        products = [self._add("MatMul", list(pair)) for pair in zip(parts, weights, strict=True)]
-        return self._add("Concat", products, axis=0)
+    def _sum(self, node: onnx.NodeProto) -> Rows | None:
+        """A sum or product of two pictures of one shape."""
+        shapes = [self._shapes.get(name) for name in node.input]
+        if shapes[0] != shapes[1] or len(shapes[0] or ()) < 3 or self._weights.intersection(node.input):
+            return None
+        first, second = (self._as_rows(name) for name in node.input)
+        if node.op_type == "Add":
+            return added(self._writer, first, second)
+        first, second = (self._settled(name) for name in node.input)
+        return mapped(self._writer, "Mul", first, ordered(self._writer, second, first))
 
-    def _places(self) -> NDArray[np.int32]:
-        """Return [a²,tiles]: the row of each pixel of each tile, the row of zeros outside of the picture."""
-        layer, tile = self._layer, self._choice.tile
-        side = tile + 2
-        y = np.arange(self._rows)[:, None] * tile - 1 + np.arange(side)  # [rows,a]
-        x = np.arange(self._columns)[:, None] * tile - 1 + np.arange(side)
-        y, x = y.T[:, None, None, :, None], x.T[None, :, None, None, :]  # [a,1,1,rows,1], [1,a,1,1,columns]
-        image = np.arange(layer.batch)[None, None, :, None, None]
-        inside = (y >= 0) & (y < layer.height) & (x >= 0) & (x < layer.width)
-        place = (image * layer.height + y) * layer.width + x
-        outside = layer.batch * layer.height * layer.width
-        return np.where(inside, place, outside).reshape(side * side, self._tiles).astype(np.int32)
+    def _product(self, node: onnx.NodeProto) -> Rows | None:
+        """A 1×1 convolution: a product of rows."""
+        weight = self._writer.weight_of(node.input[1]) if node.input[1] in self._weights else np.empty(0)
+        if len(node.input) != 3 or weight.shape[2:] != (1, 1) or not is_plain(node, border=0):
+            return None
+        rows = joined(self._writer, self._settled(node.input[0]))
+        name = self._writer.weight(f"{node.output[0]}.winograd.weights", np.ascontiguousarray(weight[:, :, 0, 0].T))
+        product = self._writer.add("MatMul", [rows.names[0], name])
+        biased = self._writer.add("Add", [product, node.input[2]])
+        return replace(rows, names=(biased,), channels=len(weight))
 
-    def _order(self) -> NDArray[np.int32]:
-        """Return [N,h·w]: the row of each pixel among [m²·tiles] results."""
-        layer, tile = self._layer, self._choice.tile
-        y, x = np.arange(layer.height)[None, :, None], np.arange(layer.width)[None, None, :]
-        image = np.arange(layer.batch)[:, None, None]
-        within = (y % tile) * tile + x % tile
-        place = (image * self._rows + y // tile) * self._columns + x // tile
-        return (within * self._tiles + place).reshape(layer.batch, -1).astype(np.int32)
+    def _joined(self, node: onnx.NodeProto) -> Rows | None:
+        """Pictures joined by their channels."""
+        shapes = [self._shapes.get(name, []) for name in node.input]
+        if attributes_of(node)["axis"] != 1 or any(len(shape) != 4 for shape in shapes):
+            return None
+        first, *others = (joined(self._writer, self._settled(name)) for name in node.input)
+        parts = [first, *(ordered(self._writer, rows, first) for rows in others)]
+        name = self._writer.add("Concat", [rows.names[0] for rows in parts], axis=2)
+        return replace(first, names=(name,), channels=sum(rows.channels for rows in parts))
 
-    def _split(self, value: str) -> list[str]:
-        """Return the a² rows of a value."""
-        count = (self._choice.tile + 2) ** 2
-        name = f"{self._node.output[0]}.winograd.{len(self._made)}"
-        rows = [f"{name}.{row}" for row in range(count)]
-        self._made.append(helper.make_node("Split", [value], rows, self._label("Split"), axis=0, num_outputs=count))
-        return rows
+    def _settled(self, name: str) -> Rows:
+        """Return the rows of a value, all added, for everybody who asks from now on."""
+        self._rows[name] = settled(self._writer, self._as_rows(name))
+        return self._rows[name]
 
-    def _shaped(self, value: str, *shape: int, result: str | None = None) -> str:
-        return self._add("Reshape", [value, self._constants.add(np.array(shape, np.int64))], result=result)
+    def _as_rows(self, name: str) -> Rows:
+        if name not in self._rows:
+            self._rows[name] = rows_of_planes(self._writer, name, self._shapes[name])
+        return self._rows[name]
 
-    def _add(
-        self,
-        operator: str,
-        inputs: list[str],
-        result: str | None = None,
-        **attributes: Any,  # noqa: ANN401 - as onnx has it
-    ) -> str:
-        name = result or f"{self._node.output[0]}.winograd.{len(self._made)}"
-        self._made.append(helper.make_node(operator, inputs, [name], self._label(operator), **attributes))
-        return name
-
-    def _label(self, operator: str) -> str:
-        """Return a name that no other node has, within the layer as names of nodes are."""
-        layer, _, own = self._node.name.rpartition("/")
-        return f"{layer}/{operator}.winograd.{own}.{len(self._made)}"
+    def _as_planes(self, name: str) -> None:
+        if name not in self._planes:
+            planes_of_rows(self._writer, self._rows[name], name)
+            self._planes.add(name)
