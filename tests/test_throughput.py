@@ -39,6 +39,7 @@ from throughput_turns import Schedule, Turn, percentiles, strayed, summary, take
 from lare2_rt.detection import DecisionRule  # noqa: E402
 from lare2_rt.errors import UsageError  # noqa: E402
 
+AGAIN = "benchmarks/results/throughput-winograd-synthetic-sd15.json"
 FAKES = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 FAKE_BUILDS = {"reference": Build("fake_rows:prepare", ())}
 
@@ -645,6 +646,7 @@ class TestTables:
         samples = (
             (render_markdown.THROUGHPUT | render_components.TABLES, sample_report()),
             (render_profile.FIDELITY, sample_fidelity()),
+            (render_components.AGAIN, json.loads((ROOT / AGAIN).read_text())),
             (render_profile.PROFILE, sample_profile()),
         )
         for tables, report in samples:
