@@ -137,8 +137,11 @@ def judge(lists: dict[str, Path], model: Path, out: Path, folder: Path, *, also:
         *("-m", "lare2_rt", "calibrate", lists["as calibrated"], "--bundle", built, "--out", calibrated, "--force"),
         *("--fpr", RATE, "--report", report),
     )
-    bundles = {"before": built, "after": calibrated}
-    held_out = {kind: _evaluate(path, bundles, folder / "held-out") for kind, path in lists.items()}
+    held_out = {}
+    for kind, path in lists.items():
+        # Logits are the same before and after, so what is no matter of thresholds is judged once.
+        before = {"before": built} if kind == "as calibrated" else {}
+        held_out[kind] = _evaluate(path, {**before, "after": calibrated}, folder / "held-out")
     low = held_out["all"]["after"]["metrics"]["auc"]["low"]
     chosen = calibrated if low > BOUND else built
     shutil.copytree(chosen, out)

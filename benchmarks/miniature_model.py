@@ -30,8 +30,8 @@ from lare2_rt.preprocess import preprocess
 HEADS = ("egre", "egre-v7")
 CARD_TEXT = {
     "name": "mini",
-    "description": "the method in miniature, trained on 275 openly licensed photographs and one toy generator; "
-    "for trying the tool, no evidence about any other picture",
+    "description": "the method in miniature, trained on {photographs} openly licensed photographs and one toy "
+    "generator; for trying the tool, no evidence about any other picture",
     "calibration": "uncalibrated",
     "licence": "CC-BY-SA-4.0; trained on photographs in the public domain or under CC0, CC BY and CC BY-SA, "
     "listed in benchmarks/miniature_photos/photos.csv",
@@ -154,7 +154,10 @@ def write_model(work: Work, base: Path, out: Path) -> Shipped:
     _write(out / "clip", CLIP.as_dict(), shipped.trunk.visual.half().state_dict())
     head = {official_key(config.head, key): value for key, value in shipped.egre.half().state_dict().items()}
     _write(out / "egre", config.as_dict(), head)
-    (out / CARD).write_text(json.dumps(CARD_TEXT, indent=2) + "\n")
+    # Of the other splits nothing was learned: they calibrate and judge.
+    learned = sum(len(np.unique(work.cut(split).photo)) for split in ("diffusion", "train"))
+    card = {**CARD_TEXT, "description": str(CARD_TEXT["description"]).format(photographs=learned)}
+    (out / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return shipped
 
 

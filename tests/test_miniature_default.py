@@ -105,7 +105,8 @@ def test_the_bound_decides_what_ships(tmp_path, monkeypatch, low, ships):
     assert (tmp_path / "out/manifest.json").read_text() == ships
     assert found["decision"] == {"bound": 0.6, "auc_low": low, "ships_calibrated": ships == "calibrated"}
     assert set(found["held_out"]) == set(miniature_default.LISTS)
-    assert set(found["held_out"]["all"]["before"]["metrics"]) == {"auc", "ece"}
+    assert set(found["held_out"]["as calibrated"]["before"]["metrics"]) == {"auc", "ece"}
+    assert "before" not in found["held_out"]["all"]
     assert "before" not in found["elsewhere"]
     # Nothing is fitted on what judges: calibration takes its default split, which is the validation pictures.
     (calibrate,) = [line for line in commands.lines if "calibrate" in line]
