@@ -34,6 +34,8 @@ def calibration_table(report: Report) -> str:
     held = report["held_out"]["as calibrated"]
     columns = [held["before"], held["after"]] + ([report["elsewhere"]["after"]] if report["elsewhere"] else [])
     rows = [[text, *(_interval(column["metrics"].get(key)) for column in columns)] for key, text in _QUALITY.items()]
+    at_half = [_complement(column["metrics"]["real_accuracy_at_half"]) for column in columns]
+    rows.insert(1, ["real called generated, were the threshold 0.5", *map(_interval, at_half)])
     header = ["", "held out, before", "held out, after", "elsewhere, after"]
     return _table(header[: len(columns) + 1], rows)
 
@@ -54,6 +56,10 @@ def _areas(judged: Mapping[str, Any]) -> list[str]:
     data, metrics = judged["data"], judged["after"]["metrics"]
     counts = [str(data[name]) for name in ("real", "generated", "groups")]
     return [*counts, _interval(metrics["auc"]), _interval(metrics["accuracy_at_half"])]
+
+
+def _complement(value: Mapping[str, float]) -> Mapping[str, float]:
+    return {"value": 1 - value["value"], "low": 1 - value["high"], "high": 1 - value["low"]}
 
 
 def _interval(value: Mapping[str, float | None] | None) -> str:

@@ -239,8 +239,11 @@ BAD_MANIFESTS = {
     "no variant": (changed(["components", "egre"], []), "each with a variant"),
     "same variant twice": (changed(["components", "egre"], lambda v: [v[0], v[0]]), "two variants"),
     "no common batch": (changed(["components", "egre"], lambda v: [{**v[0], "batch": 2}]), "no batch size in common"),
-    "threshold without calibration": (changed(["decision", "real_below"], 0.5), "both thresholds"),
-    "calibration without thresholds": (changed(["decision", "calibration"], "calibrated"), "both thresholds"),
+    "threshold without calibration": (
+        changed(["decision"], {"calibration": "uncalibrated", "real_below": 0.5}),
+        "both thresholds",
+    ),
+    "calibration without thresholds": (changed(["decision"], {"calibration": "calibrated"}), "both thresholds"),
     "thresholds in the wrong order": (
         lambda raw: raw["decision"].update(calibration="calibrated", real_below=0.6, generated_from=0.4),
         "must not exceed",

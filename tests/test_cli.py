@@ -184,7 +184,10 @@ def test_a_demonstration_is_marked_wherever_a_verdict_stands(lare2_rt, embedded,
     assert row["verdict"] == "generated"
     assert row["note"].startswith(words)
     assert f"note: {words}" in run.stderr
-    assert words in (tmp_path / "r.html").read_text().lower()
+    page = (tmp_path / "r.html").read_text()
+    assert words in page.lower()
+    assert "Every verdict is" not in page
+    assert "measured by calibration" in page
     run = lare2_rt("infer", rocket, "--bundle", tmp_path / "demo", "--format", "jsonl")
     assert json.loads(run.stdout)["decision"]["note"].startswith(words)
     assert "a demonstration: calibrated" in lare2_rt("inspect", tmp_path / "demo").stdout

@@ -279,12 +279,15 @@ def test_corrupted_images_are_scored_anew(engine, embedded, photos, tmp_path, mo
 def test_corruption_report(evaluate, labelled, fake, tmp_path):
     code, _, err = evaluate(labelled, "--corrupt", "jpeg50,noise")
     assert code == 0, err
-    clean, jpeg, noise = report(tmp_path / "evaluation")["models"][0]["conditions"]
+    (model,) = report(tmp_path / "evaluation")["models"]
+    clean, jpeg, noise = model["conditions"]
     assert (clean["name"], jpeg["name"], noise["name"]) == ("clean", "jpeg50", "noise5")
     assert clean["stability"] is None
     before = np.array([r["logits"][1] - r["logits"][0] for r in scores(tmp_path / "evaluation")])
     after = np.array([r["logits"][1] - r["logits"][0] for r in scores(tmp_path / "evaluation", "noise5")])
-    shift = np.abs(1 / (1 + np.exp(-after)) - 1 / (1 + np.exp(-before))).mean()
+    temperature, bias = model["decision"]["temperature"], model["decision"]["bias"]
+    after, before = (1 / (1 + np.exp(-(gaps / temperature + bias))) for gaps in (after, before))
+    shift = np.abs(after - before).mean()
     assert noise["stability"]["mean_shift"] == pytest.approx(shift)
     assert "| noise5 |" in (tmp_path / "evaluation/evaluation.md").read_text()
 

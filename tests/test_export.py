@@ -1,5 +1,6 @@
 """Exported graphs: faithful to the reference, clean, counted, and the same wherever they are built."""
 
+import dataclasses
 import json
 import re
 from types import SimpleNamespace
@@ -217,7 +218,7 @@ def refused_build(tmp_path, monkeypatch, report):
     monkeypatch.setattr(build, "has_half", lambda manifest: False)
     monkeypatch.setattr(build, "run_isolated", lambda name, *a, **k: measured if name == "parity" else [])
     monkeypatch.setattr(build, "describe", lambda *a, **k: SimpleNamespace(files={}, notes=()))
-    sources = open_model_folder(default_model_folder())
+    sources = dataclasses.replace(open_model_folder(default_model_folder()), synthetic=True)
     with pytest.raises(BuildError) as error:
         build_bundle(sources, tmp_path / "engines", BuildOptions(), report=lambda line: None)
     assert not (tmp_path / "engines").exists()

@@ -237,7 +237,7 @@ def test_half_is_the_default_of_trained_weights_only():
     sources = open_model_folder(default_model_folder())
     assert make_plan(sources, BuildOptions()).precisions == ("fp32",)
     assert make_plan(sources, BuildOptions(half=True)).precisions == ("fp32", "fp16")
-    trained = dataclasses.replace(sources, calibration="uncalibrated", synthetic=False)
+    trained = dataclasses.replace(sources, calibration="uncalibrated", synthetic=False, demonstration=False)
     assert make_plan(trained, BuildOptions()).precisions == ("fp32", "fp16")
     assert make_plan(trained, BuildOptions(half=False)).precisions == ("fp32",)
 

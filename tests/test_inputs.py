@@ -237,8 +237,9 @@ class TestEnd:
         assert command("infer", "2.png", "--fail-on", "generated")[0] == 1
         assert command("infer", ".", "--fail-on", "generated")[0] == 3  # weighs more than the file that failed
 
-    def test_a_gate_that_could_never_close(self, command, fake, album):  # noqa: F811
-        code, out, said = command("infer", ".", "--fail-on", "generated", "--threshold", "0.5")
+    def test_a_gate_that_could_never_close(self, command, fake, album, untrained):  # noqa: F811
+        arguments = ("--fail-on", "generated", "--threshold", "0.5", "--bundle", str(untrained))
+        code, out, said = command("infer", ".", *arguments)
         assert (code, out) == (2, "")
         assert "would let every image pass" in said
 

@@ -71,10 +71,21 @@ class TestFigures:
 
     @pytest.mark.parametrize("factor", [0.9, 1.1])
     def test_probability_at_the_limit(self, bundle, factor):
+        rule = bundle.manifest.rule
+        gaps = (bundle.selfcheck[:, 1] - bundle.selfcheck[:, 0]).astype(np.float64)
+
+        def probability(gap):
+            return 1 / (1 + np.exp(-(gap / rule.temperature + rule.bias)))
+
+        # The shift of all logits that moves one probability so far: it grows with the shift.
+        low, high = 0.0, 10.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            moved = np.abs(probability(gaps + middle) - probability(gaps)).max()
+            low, high = (middle, high) if moved < factor * TOLERANCES["probability"][0] else (low, middle)
+
         def change(logits, lare):
-            gap = logits[:, 1] - logits[:, 0]
-            slope = 1 / (2 + np.exp(gap) + np.exp(-gap))  # of the sigmoid
-            logits[:, 1] += factor * TOLERANCES["probability"][0] / slope.max()
+            logits[:, 1] += low
 
         check = check_engine(opened(Answering(bundle, change), bundle), bundle)
         assert check.probability == pytest.approx(factor * TOLERANCES["probability"][0], rel=2e-2)

@@ -107,7 +107,7 @@ def notices_html(notices: list[str]) -> str:
 
 def rule_words(rule: DecisionRule) -> str:
     """Return in words, as HTML, how a probability became a verdict."""
-    if rule.note is not None:
+    if not rule.decides:
         return "Every verdict is <strong>unsure</strong>, for the reason at the top of this page."
     if rule.real_below is None or rule.generated_from is None:
         return ""
