@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lists = write_pictures(work, folder / "pictures")
         result = judge(lists, given.model, given.out, folder, also=given.also)
     except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"miniature_default: stopped by {Path(error.cmd[1]).name}, exit code {error.returncode}\n")
+        sys.stderr.write(f"miniature_default: stopped by {error.cmd}, exit code {error.returncode}\n")
         return error.returncode
     content = {"schema": SCHEMA, "key": work.key, **result}
     target = folder / "result.json" if given.quick else RESULT
@@ -144,7 +144,10 @@ def judge(lists: dict[str, Path], model: Path, out: Path, folder: Path, *, also:
         held_out[kind] = _evaluate(path, {**before, "after": calibrated}, folder / "held-out")
     low = held_out["all"]["after"]["metrics"]["auc"]["low"]
     chosen = calibrated if low > BOUND else built
-    shutil.copytree(chosen, out)
+    beside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(chosen, beside)
+    beside.rename(out)
     return {
         "calibration": json.loads(report.read_text()),
         "held_out": held_out,
@@ -171,7 +174,10 @@ def _evaluate(data: Path, bundles: dict[str, Path], folder: Path, *options: obje
 
 
 def _run(*words: object) -> None:
-    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+    code = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=False).returncode
+    if code:
+        name = f"lare2-rt {words[2]}" if words[0] == "-m" else Path(str(words[0])).name
+        raise subprocess.CalledProcessError(code, name)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def write_model(work: Work, base: Path, out: Path) -> Shipped:
     _write(out / "clip", CLIP.as_dict(), shipped.trunk.visual.half().state_dict())
     head = {official_key(config.head, key): value for key, value in shipped.egre.half().state_dict().items()}
     _write(out / "egre", config.as_dict(), head)
-    # Of the other splits nothing was learned: they calibrate and judge.
+    # From the other splits no weight was learned: they choose, calibrate and judge.
     learned = sum(len(np.unique(work.cut(split).photo)) for split in ("diffusion", "train"))
     card = {**CARD_TEXT, "description": str(CARD_TEXT["description"]).format(photographs=learned)}
     (out / CARD).write_text(json.dumps(card, indent=2) + "\n")

@@ -79,7 +79,7 @@ def train(
 ) -> tuple[UNet2DConditionModel, list[dict[str, float]]]:
     """Train in place on the usual noise loss; returns averaged weights and the held-out loss on the way.
 
-    Timesteps are stratified over each batch; AdamW, cosine, as the prototype. A killed run goes on from
+    Timesteps are stratified over each batch; AdamW, cosine. A killed run goes on from
     ``checkpoint`` to the same end.
     """
     table = alpha_bars()

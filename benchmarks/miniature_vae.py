@@ -173,7 +173,7 @@ def train(
 ) -> tuple[AutoencoderKL, Decoder, dict[str, float]]:
     """Train on uint8 pictures [N,64,64,3]; returns both networks, latents of unit variance, and facts.
 
-    The recipe (L1, gradients, coarse L1, a little KL; AdamW, cosine, averaged weights) is that of the prototype.
+    The loss is L1 of pixels, gradients and coarse pixels with a little KL; AdamW, cosine, averaged weights.
     """
     torch.manual_seed(seed)
     order = np.random.Generator(np.random.Philox(seed))

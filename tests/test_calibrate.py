@@ -191,6 +191,7 @@ def test_writes_a_new_bundle_and_leaves_the_old(command, trained, labelled, fake
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["bundle"]["id"] == new.manifest.id
     assert report["rule"]["temperature"] == decision.scaling.temperature
+    assert report["rule"]["demonstration"] == bool(decision.demonstration)
     assert report["folds"] == FOLDS
     assert f"{report['after']['ece']['value']:.4f}" in out
     with Detector.load(trained, batch=1) as plain, Detector.load(tmp_path / "new", batch=1) as scaled:

@@ -114,23 +114,30 @@ def test_the_bound_decides_what_ships(tmp_path, monkeypatch, low, ships):
     assert commands.lines[-1][-2:] == ["--split", "test"]
 
 
-def test_a_command_that_fails_ends_it_in_one_line(tmp_path, monkeypatch, capsys):
-    def fail(*words):
-        raise subprocess.CalledProcessError(2, [sys.executable, *map(str, words)])
+@pytest.mark.parametrize("failing", ["build_engines.py", "lare2-rt calibrate", "lare2-rt evaluate"])
+def test_a_command_that_fails_ends_it_in_one_line(tmp_path, monkeypatch, capsys, failing):
+    commands = Commands(0.7)
 
-    monkeypatch.setattr(miniature_default, "_run", fail)
-    monkeypatch.setattr(miniature_default, "write_pictures", lambda work, folder: {})
+    def run(line, **options):
+        failed = failing.split()[-1] in " ".join(line)
+        if not failed:
+            commands(*line[1:])
+        return subprocess.CompletedProcess(line, 2 if failed else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(
+        miniature_default, "write_pictures", lambda work, folder: dict.fromkeys(["as calibrated"], folder)
+    )
     arguments = ["--work", str(tmp_path), "--model", str(tmp_path / "m"), "--out", str(tmp_path / "o"), "--quick"]
     assert miniature_default.main(arguments) == 2
-    assert capsys.readouterr().err == "miniature_default: stopped by build_engines.py, exit code 2\n"
+    assert capsys.readouterr().err == f"miniature_default: stopped by {failing}, exit code 2\n"
     (tmp_path / "o").mkdir()
     assert miniature_default.main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not RESULT.exists(), reason="the default bundle has not been judged")
 class TestCommitted:
-    report = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    report = json.loads(RESULT.read_text())
 
     def test_the_embedded_bundle_is_the_one_that_was_judged(self, embedded):
         manifest = open_bundle(embedded).manifest
@@ -140,6 +147,8 @@ class TestCommitted:
         assert manifest.decision.calibration == ("calibrated" if self.ships else "uncalibrated")
         assert manifest.decision.real_below == judged["decision"]["real_below"]
         assert manifest.decision.generated_from == judged["decision"]["generated_from"]
+        assert manifest.rule.temperature == judged["decision"]["temperature"]
+        assert manifest.rule.bias == judged["decision"]["bias"]
 
     def test_the_bound_was_kept(self):
         low = self.report["held_out"]["all"]["after"]["metrics"]["auc"]["low"]

@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT
 
 from lare2_rt.bundle import open_bundle
+from lare2_rt.manifest import Decision
 
 pytestmark = pytest.mark.usefixtures("every_core")
 
@@ -104,6 +105,7 @@ def test_killed_three_times(tmp_path, embedded):
         _, lines = process.communicate()
         assert process.returncode == 0, lines
         unbroken = open_bundle(tmp_path / "unbroken").manifest
+    assert rebuilt.decision == Decision(calibration="uncalibrated", demonstration=True)
     assert rebuilt.id == id_of_first_batch(unbroken, rebuilt.decision)
 
 

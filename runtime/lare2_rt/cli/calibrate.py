@@ -81,6 +81,7 @@ def run(data: str, options: CalibrateOptions) -> int:
         # A demonstration stays one, whatever its thresholds.
         shown = detector.bundle.manifest.rule.demonstration
         rule = replace(report.rule, crops=detector.info.provenance.crops, demonstration=shown)
+        report = replace(report, rule=rule)
         decision = decision_of(rule, _data_line(report, selection))
         bundle = write_with_decision(detector.bundle, out, decision, force=options.force)
     if options.report is not None:
