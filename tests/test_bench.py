@@ -127,10 +127,10 @@ class TestCommand:
             assert engine["load_s"] > 0
             assert 5e7 < engine["peak_memory"] < 3e9
             assert engine["check"]["passed"]
-            # Measured here 6e-7, 7e-7 and 6e-5, with room for other processors.
+            # With room for other processors; MNN's convolutions are of Winograd's kind, and round coarser.
             assert engine["check"]["lare"] < {"mnn": 2e-4}.get(engine["name"], 5e-6)
-            assert engine["check"]["probability"] < 1e-5
-            assert engine["check"]["logits"] < 1e-4
+            assert engine["check"]["probability"] < {"mnn": 2e-4}.get(engine["name"], 2e-5)
+            assert engine["check"]["logits"] < {"mnn": 4e-3}.get(engine["name"], 4e-4)
             assert (engine["compiled"] is None) == (engine["name"] == "onnxruntime")
 
     def test_auto_takes_the_fastest(self, report, bundle):
