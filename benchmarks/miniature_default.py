@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from miniature_ablation import REAL
 from miniature_protocol import FULL, GENERATORS, QUICK, SEEN
 from miniature_stages import Work
@@ -124,7 +123,7 @@ def _pictures_of(work: Work, split: str, folder: Path) -> Iterator[dict[str, Any
                     "set": name,
                     "generator": name if label else "",
                     "split": _SPLITS[split],
-                    "source": f"group {np.int64(sets.group[number])}",
+                    "source": f"group {sets.group[number]}",
                 }
 
 

@@ -13,7 +13,7 @@ from miniature_ablation import REAL, ablation
 from miniature_protocol import GENERATORS, SEEN
 from miniature_stages import Sets, Work
 from miniature_statistics import Complexity, Resamples
-from miniature_sweep import complexity_of
+from miniature_sweep import complexity_of, mean_lare
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -60,8 +60,7 @@ def beside_heads(work: Work) -> dict[str, Any]:
 
 def _columns(said: Floats, fit: Complexity, sets: Sets, name: str) -> Floats:
     """What the head says and normalised LaRE, [N,2]."""
-    mean = sets.lare[name].mean((1, 2, 3)).astype(np.float64)
-    return np.stack([said, fit.normalised(mean, sets.energy[name].astype(np.float64))], axis=1)
+    return np.stack([said, fit.normalised(mean_lare(sets, name), sets.energy[name].astype(np.float64))], axis=1)
 
 
 def _fitted(real: Floats, generated: Floats) -> Pipeline:

@@ -15,6 +15,9 @@ from miniature_stages import Sets, Work
 from miniature_statistics import Complexity, Resamples, cohens_d, paired_dz
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+
+from lare2_rt.noise import Noise
 
 _LARGEST = max(ENSEMBLES)
 Maps = NDArray[np.float32]
@@ -71,7 +74,7 @@ def re_encoding(work: Work) -> dict[str, Any]:
         group = sets.group[chosen]
         resamples = Resamples(group, count=work.protocol.bootstrap)
         noise = noises(4)
-        plain = {name: _mean(sets, name)[chosen] for name in sets.pictures}
+        plain = {name: mean_lare(sets, name)[chosen] for name in sets.pictures}
         coded = {}
         for name, pixels in sets.pictures.items():
             latent = work.extraction.encode(as_the_runtime_sees(_as_jpeg(pixels[chosen])), noise)
@@ -100,7 +103,9 @@ def by_noise(work: Work) -> dict[str, Any]:
     """Return areas for 1 to 8 fixed draws and for draws of every picture's own, of the mean and of a network."""
     file = work.path("noise.json")
     if not file.exists():
-        maps = {kind: _errors(work, kind) for kind in ("fixed", "per-image")}
+        noise = noises(_LARGEST)
+        latents = _latents(work, noise)
+        maps = {kind: _errors(work, kind, latents, noise) for kind in ("fixed", "per-image")}
         found: dict[str, Any] = {}
         for count in ENSEMBLES:
             found[f"fixed {count}"] = _judge(work, {k: v[:, :count].mean(1) for k, v in maps["fixed"].items()})
@@ -115,11 +120,9 @@ def by_timestep_trained(work: Work) -> dict[str, Any]:
     if not file.exists():
         found = {}
         noise = noises(4)
+        latents = _latents(work, noise)
         for timestep in (50, TIMESTEP, 400, 800):
-            maps = {}
-            for split, name, chosen in _wanted(work):
-                latent = work.extraction.encode(as_the_runtime_sees(work.sets(split).pictures[name][chosen]), noise)
-                maps[f"{split}/{name}"] = work.extraction.maps(latent, noise.ensemble, timestep)
+            maps = {key: work.extraction.maps(latent, noise.ensemble, timestep) for key, latent in latents.items()}
             found[str(timestep)] = _judge(work, maps)
             work.say(f"network on maps of timestep {timestep}")
         work.note(file.name, found)
@@ -135,20 +138,25 @@ def _wanted(work: Work) -> list[tuple[str, str, NDArray[np.int64]]]:
     return chosen + [("test", name, few) for name in (REAL, *GENERATORS)]
 
 
-def _errors(work: Work, kind: str) -> dict[str, Maps]:
-    """Squared errors [N,E,4,32,32] of every wanted set: the same draws for all, or each picture's own four."""
-    noise = noises(_LARGEST)
+def _latents(work: Work, noise: Noise) -> dict[str, Tensor]:
+    """Latents [N,4,32,32] of every wanted set, by ``split/name``."""
+    return {
+        f"{split}/{name}": work.extraction.encode(as_the_runtime_sees(work.sets(split).pictures[name][chosen]), noise)
+        for split, name, chosen in _wanted(work)
+    }
+
+
+def _errors(work: Work, kind: str, latents: dict[str, Tensor], noise: Noise) -> dict[str, Maps]:
+    """Squared errors [N,E,4,32,32] of every set: the same draws for all, or each picture's own four."""
     found = {}
-    for number, (split, name, chosen) in enumerate(_wanted(work)):
-        pixels = work.sets(split).pictures[name][chosen]
-        latent = work.extraction.encode(as_the_runtime_sees(pixels), noise)
+    for number, (key, latent) in enumerate(latents.items()):
         if kind == "fixed":
-            draws = noise.ensemble[None].repeat(len(pixels), 0)
+            draws = noise.ensemble[None].repeat(len(latent), 0)
         else:
             random = np.random.Generator(np.random.Philox(key=[number, 77]))
-            draws = random.standard_normal((len(pixels), 4, *noise.ensemble.shape[1:]), np.float32)
-        found[f"{split}/{name}"] = work.extraction.errors(latent, draws, TIMESTEP)
-        work.say(f"{kind} noise: {split}, {name}")
+            draws = random.standard_normal((len(latent), 4, *noise.ensemble.shape[1:]), np.float32)
+        found[key] = work.extraction.errors(latent, draws, TIMESTEP)
+        work.say(f"{kind} noise: {key.replace('/', ', ')}")
     return found
 
 
@@ -194,8 +202,8 @@ def complexity(work: Work) -> dict[str, Any]:
     out: dict[str, Any] = {"correlation_on_training_pictures": fit.correlation, "quadratic": list(fit.coefficients)}
     kinds = {
         "energy": lambda s, n: s.energy[n].astype(np.float64),
-        "lare": _mean,
-        "normalised": lambda s, n: fit.normalised(_mean(s, n), s.energy[n].astype(np.float64)),
+        "lare": mean_lare,
+        "normalised": lambda s, n: fit.normalised(mean_lare(s, n), s.energy[n].astype(np.float64)),
     }
     for reference in ("real", REAL):
         for kind, value in kinds.items():
@@ -210,12 +218,13 @@ def complexity(work: Work) -> dict[str, Any]:
 def complexity_of(train: Sets) -> Complexity:
     """Fit what complexity explains on the training pictures that are not generated."""
     return Complexity(
-        np.concatenate([_mean(train, name) for name in ("real", REAL)]),
+        np.concatenate([mean_lare(train, name) for name in ("real", REAL)]),
         np.concatenate([train.energy[name].astype(np.float64) for name in ("real", REAL)]),
     )
 
 
-def _mean(sets: Sets, name: str) -> NDArray[np.float64]:
+def mean_lare(sets: Sets, name: str) -> NDArray[np.float64]:
+    """Return mean LaRE of every picture of a set, float64 [N]."""
     values: NDArray[np.float64] = sets.lare[name].mean((1, 2, 3)).astype(np.float64)
     return values
 

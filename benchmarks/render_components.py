@@ -21,10 +21,14 @@ def components_table(report: Report) -> str:
         cells = []
         for name in names:
             part = parts.get(name)
-            cells.append(f"{milliseconds(part['p50_ms'])} ({part['speedup']:.2f} ×)" if part else NONE)
+            cells.append(_beside(part) if part else NONE)
         lines.append([row_name(row), *cells])
     note = "Milliseconds at the median, and times as fast as the same component of eager in the same turns."
     return table(["row", *(f"`{name}`" for name in names)], lines) + "\n\n" + note
+
+
+def _beside(part: Mapping[str, float]) -> str:
+    return f"{milliseconds(part['p50_ms'])} ({part['speedup']:.2f} ×)"
 
 
 def summary(report: Report) -> str:
@@ -50,7 +54,7 @@ def again_table(report: Report) -> str:
     lines = []
     for row in report["rows"]:
         parts = (row["components"][name] for name in ("vae_encoder", "unet_step"))
-        times = [f"{milliseconds(part['p50_ms'])} ({part['speedup']:.2f} ×)" for part in parts]
+        times = map(_beside, parts)
         error = scientific(row["fidelity"]["lare"]["worst_relative_l2"])
         whole = [milliseconds(row["latency_ms"]["p50"]), f"{row['speedup']:.2f} ×"]
         lines.append([row_name(row), *whole, *times, gigabytes(row["memory"]["peak_bytes"]), error])

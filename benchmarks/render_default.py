@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from render_markdown import interval, number_table
+
 Report = Mapping[str, Any]
 _LISTS = {
     "as calibrated": "photographs and round trips against `sdedit50`",
@@ -26,7 +28,7 @@ def auc_table(report: Report) -> str:
     rows = [[text, *_areas(report["held_out"][name])] for name, text in _LISTS.items()]
     if report["elsewhere"] is not None:
         rows.append(["real generators of other places (see below)", *_areas(report["elsewhere"])])
-    return _table(["test pictures", "real", "generated", "groups", "AUC", "ACC at 0.5"], rows)
+    return number_table(["test pictures", "real", "generated", "groups", "AUC", "ACC at 0.5"], rows)
 
 
 def calibration_table(report: Report) -> str:
@@ -36,11 +38,11 @@ def calibration_table(report: Report) -> str:
     fitting = {**everything, "metrics": {k: v for k, v in everything["metrics"].items() if k != "ece"}}
     columns = [held["before"], held["after"], fitting]
     columns += [report["elsewhere"]["after"]] if report["elsewhere"] else []
-    rows = [[text, *(_interval(column["metrics"].get(key)) for column in columns)] for key, text in _QUALITY.items()]
+    rows = [[text, *(interval(column["metrics"].get(key)) for column in columns)] for key, text in _QUALITY.items()]
     at_half = [_complement(column["metrics"]["real_accuracy_at_half"]) for column in columns]
-    rows.insert(1, ["real called generated, were the threshold 0.5", *map(_interval, at_half)])
+    rows.insert(1, ["real called generated, were the threshold 0.5", *map(interval, at_half)])
     header = ["", "held out, `sdedit50`: before", "after", "held out, all four: after", "elsewhere: after"]
-    return _table(header[: len(columns) + 1], rows)
+    return number_table(header[: len(columns) + 1], rows)
 
 
 def elsewhere_table(report: Report) -> str:
@@ -49,31 +51,20 @@ def elsewhere_table(report: Report) -> str:
         return "*Not measured: `python benchmarks/miniature_default.py --also LIST`.*"
     counts = report["elsewhere"]["data"]["generators"]
     rows = [
-        [name, str(counts[name]), _interval(area)]
+        [name, str(counts[name]), interval(area)]
         for name, area in report["elsewhere"]["after"]["auc_by_generator"].items()
     ]
-    return _table(["generator", "pictures", "AUC"], rows)
+    return number_table(["generator", "pictures", "AUC"], rows)
 
 
 def _areas(judged: Mapping[str, Any]) -> list[str]:
     data, metrics = judged["data"], judged["after"]["metrics"]
     counts = [str(data[name]) for name in ("real", "generated", "groups")]
-    return [*counts, _interval(metrics["auc"]), _interval(metrics["accuracy_at_half"])]
+    return [*counts, interval(metrics["auc"]), interval(metrics["accuracy_at_half"])]
 
 
 def _complement(value: Mapping[str, float]) -> Mapping[str, float]:
     return {"value": 1 - value["value"], "low": 1 - value["high"], "high": 1 - value["low"]}
-
-
-def _interval(value: Mapping[str, float | None] | None) -> str:
-    if value is None:
-        return "—"
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] + ['--:'] * (len(header) - 1))} |"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
 DEFAULT: dict[str, Callable[[Report], str]] = {

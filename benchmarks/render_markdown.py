@@ -277,7 +277,23 @@ def _caption(report: Report) -> str:
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """One Markdown table; from four columns on, all but the first are aligned to the right."""
-    alignment = ["---", *["--:"] * (len(header) - 1)] if len(header) > 3 else ["---"] * len(header)
+    return _aligned(header, lines, right=len(header) > 3)
+
+
+def number_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """One Markdown table of numbers: all but the first column are aligned to the right, however few there are."""
+    return _aligned(header, lines, right=True)
+
+
+def interval(estimate: Mapping[str, float | None] | None) -> str:
+    """A share with the ends of its interval."""
+    if estimate is None:
+        return NONE
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def _aligned(header: Sequence[str], lines: Sequence[Sequence[str]], *, right: bool) -> str:
+    alignment = ["---", *["--:" if right else "---"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in (header, alignment, *lines))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from render_markdown import interval, number_table
+
 Report = Mapping[str, Any]
 _GENERATORS = ("sdedit30", "sdedit50", "sdedit70", "noise")
 # Paper, Tables 2 and 3: ACC / AP over eight test sets, trained on SD 1.5 (second-hand, notes on published numbers).
@@ -25,7 +27,7 @@ def data_table(report: Report) -> str:
         [name, str(part["photographs"]), str(part["groups"]), str(part["pictures"])]
         for name, part in report["data"]["splits"].items()
     ]
-    return _table(["split", "photographs", "groups", "pictures cut from them"], rows)
+    return number_table(["split", "photographs", "groups", "pictures cut from them"], rows)
 
 
 def timestep_table(report: Report) -> str:
@@ -39,23 +41,23 @@ def timestep_table(report: Report) -> str:
             for name in _GENERATORS
         ]
         rows.append([*cells, _mean(sets["memorised"]["mean"])])
-    return _table(["t", "real", "round trip", *_GENERATORS, "real, trained on"], rows)
+    return number_table(["t", "real", "round trip", *_GENERATORS, "real, trained on"], rows)
 
 
 def re_encoding_table(report: Report) -> str:
     """What JPEG on both classes does to mean LaRE."""
     rows = []
     for name, row in report["re_encoding"].items():
-        areas = ["—", "—"] if name == "roundtrip" else [_interval(row[f"auc_{kind}"]) for kind in ("plain", "jpeg")]
+        areas = ["—", "—"] if name == "roundtrip" else [interval(row[f"auc_{kind}"]) for kind in ("plain", "jpeg")]
         rows.append([name, f"{row['plain']:.4f}", _mean(row["jpeg"]), *areas])
     header = ["pictures", "mean LaRE", "after JPEG", "AUC of −LaRE against round trips", "both after JPEG"]
-    return _table(header, rows)
+    return number_table(header, rows)
 
 
 def differences_table(report: Report) -> str:
     """Differences of areas on the same pictures."""
     rows = [[name, _signed(row["sdedit50"]), _signed(row["unseen"])] for name, row in report["differences"].items()]
-    return _table(["AUC of the first − AUC of the second", "seen", "unseen"], rows)
+    return number_table(["AUC of the first − AUC of the second", "seen", "unseen"], rows)
 
 
 def complexity_table(report: Report) -> str:
@@ -69,12 +71,12 @@ def complexity_table(report: Report) -> str:
         [
             {"real": "real", "roundtrip": "round trip"}[reference],
             text,
-            *(_interval(report["complexity"][reference][kind][g]) for g in _GENERATORS),
+            *(interval(report["complexity"][reference][kind][g]) for g in _GENERATORS),
         ]
         for reference in ("roundtrip", "real")
         for kind, text in names.items()
     ]
-    return _table(["against", "score", *_GENERATORS], rows)
+    return number_table(["against", "score", *_GENERATORS], rows)
 
 
 def earned_table(report: Report) -> str:
@@ -84,7 +86,7 @@ def earned_table(report: Report) -> str:
         for head, row in report["normalised_beside_heads"].items()
         if isinstance(row, Mapping)
     ]
-    return _table(["trunk: head", "AUC gained, seen", "AUC gained, unseen"], rows)
+    return number_table(["trunk: head", "AUC gained, seen", "AUC gained, unseen"], rows)
 
 
 def ablation_table(report: Report) -> str:
@@ -107,8 +109,8 @@ def _ablation(report: Report, reference: str) -> str:
             [
                 variant,
                 shown,
-                _interval(judged["sdedit50"]["auc"]),
-                _interval(judged["unseen"]["auc"]),
+                interval(judged["sdedit50"]["auc"]),
+                interval(judged["unseen"]["auc"]),
                 *(f"{judged[g]['auc']['value']:.3f}" for g in _GENERATORS if g != "sdedit50"),
                 f"{100 * judged['sdedit50']['accuracy']['value']:.1f} %",
                 _PAPER[variant],
@@ -125,7 +127,7 @@ def _ablation(report: Report, reference: str) -> str:
         "noise",
         "ACC at 0.5, seen",
     ]
-    return _table([*header, "paper, ACC / AP"], rows)
+    return number_table([*header, "paper, ACC / AP"], rows)
 
 
 def why_table(report: Report) -> str:
@@ -136,7 +138,7 @@ def why_table(report: Report) -> str:
         [change, *(f"{row[v]['seen']['value']:.3f} / {row[v]['unseen']['value']:.3f}" for v in row)]
         for change, row in report["why"].items()
     ]
-    return _table(["changed", *next(iter(report["why"].values()))], rows)
+    return number_table(["changed", *next(iter(report["why"].values()))], rows)
 
 
 def noise_table(report: Report) -> str:
@@ -157,12 +159,12 @@ def _judged(part: Report, name: str) -> str:
     rows = [
         [
             key,
-            *(_interval(row[g]["network"]) for g in _GENERATORS),
+            *(interval(row[g]["network"]) for g in _GENERATORS),
             " / ".join(f"{row[g]['mean']['value']:.3f}" for g in _GENERATORS),
         ]
         for key, row in part.items()
     ]
-    return _table([name, *(f"network, {g}" for g in _GENERATORS), "mean LaRE, the same four"], rows)
+    return number_table([name, *(f"network, {g}" for g in _GENERATORS), "mean LaRE, the same four"], rows)
 
 
 def cost_table(report: Report) -> str:
@@ -176,7 +178,7 @@ def cost_table(report: Report) -> str:
         ["LaRE", "VAE encoder and one UNet call, 4 draws", f"{lare['seconds']:.1f} s", f"{lare['tflop']:.2f}"],
         ["ratio", "paper: 8", f"{cost['ratio_of_seconds']:.0f}", f"{cost['ratio_of_tflop']:.0f}"],
     ]
-    return _table(["feature", "work", f"seconds an image, {cost['threads']} threads", "TFLOP"], rows)
+    return number_table(["feature", "work", f"seconds an image, {cost['threads']} threads", "TFLOP"], rows)
 
 
 def _missing(options: str = "") -> str:
@@ -189,15 +191,6 @@ def _mean(estimate: Mapping[str, float]) -> str:
 
 def _signed(estimate: Mapping[str, float]) -> str:
     return f"{estimate['value']:+.3f} ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
-
-
-def _interval(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] + ['--:'] * (len(header) - 1))} |"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
 MINIATURE: dict[str, Callable[[Report], str]] = {

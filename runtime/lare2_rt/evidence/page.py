@@ -107,10 +107,8 @@ def notices_html(notices: list[str]) -> str:
 
 def rule_words(rule: DecisionRule) -> str:
     """Return in words, as HTML, how a probability became a verdict."""
-    if not rule.decides:
+    if not rule.decides or rule.real_below is None or rule.generated_from is None:
         return "Every verdict is <strong>unsure</strong>, for the reason at the top of this page."
-    if rule.real_below is None or rule.generated_from is None:
-        return ""
     below, above = html.escape(decimals(rule.real_below)), html.escape(decimals(rule.generated_from))
     origin = "given by the caller" if rule.explicit else "the bundle's own, measured by calibration"
     words = f"<strong>generated</strong> from a probability of {above} on, <strong>real</strong> below {below}"
