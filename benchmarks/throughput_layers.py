@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from lare2_rt.engines.openvino_library import SETTINGS, openvino_core
 from lare2_rt.engines.winograd_choose import strips_of
 from lare2_rt.engines.winograd_layers import Choice, Layer
 from lare2_rt.engines.winograd_rewrite import rewrite
@@ -43,11 +44,11 @@ class Measured:
 
 
 def variations(layer: Layer) -> list[Choice]:
-    """Return what is measured for a layer: each tile with the products together, apart, and in strips."""
+    """Return what is measured for a layer: each tile, whole and in strips."""
     found = []
     if min(layer.inputs, layer.outputs) >= _FEWEST_CHANNELS:
         for tile in TILES:
-            found += [Choice(tile), Choice(tile, apart=True)]
+            found.append(Choice(tile))
             if (strips := strips_of(layer, tile)) > 1:
                 found.append(Choice(tile, strips))
     return found
@@ -88,22 +89,20 @@ def single(layer: Layer) -> onnx.ModelProto:
 
 
 def clock(threads: int, repeats: int) -> Time:
-    """Return a function that runs a graph in ONNX Runtime on noise and returns the least seconds of a run."""
-    import onnxruntime
-
-    from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
+    """Return a function that runs a graph in OpenVINO on noise and returns the least seconds of a run."""
+    core = openvino_core()
 
     def seconds_of(model: onnx.ModelProto) -> float:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), session_settings(threads), providers=[PROVIDER]
-        )
+        graph = core.read_model(model.SerializeToString())
+        compiled = core.compile_model(graph, "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": threads})
         shape = [size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
         inputs = {"x": np.random.default_rng(1).standard_normal(shape, np.float32)}
-        session.run(None, inputs)
+        request = compiled.create_infer_request()
+        request.infer(inputs)
         times = []
         for _ in range(repeats):
             begin = time.perf_counter()
-            session.run(None, inputs)
+            request.infer(inputs, share_inputs=True, share_outputs=True)
             times.append(time.perf_counter() - begin)
         return min(times)
 

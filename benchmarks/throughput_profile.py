@@ -104,7 +104,7 @@ def _parts(layouts: str, ensemble: int) -> dict[str, Build]:
         "sizes": Build("throughput_exports:export_sizes", _OURS, arguments=(ENSEMBLES, BATCHES)),
     }
     for name in COMPILING:
-        whole = name == "winograd"  # as it runs on onnxruntime, that one's profiler tells its blocks
+        whole = name == "winograd"  # its rewritten nodes are named after layers
         parts[f"profile-{name}"] = Build(
             f"{graphs}:profile_{'winograd' if whole else 'engine'}",
             ("throughput_graphs", "throughput_blocks", "lare2_rt"),

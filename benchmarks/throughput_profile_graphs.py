@@ -1,4 +1,4 @@
-"""The onnxruntime half of ``--profile``: its own profiler, mapped to blocks by the names of the nodes."""
+"""The half of ``--profile`` that runs graphs: the libraries' own profilers, mapped to blocks by the names of nodes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from throughput_graphs import bundle_graphs, open_by_name, open_onnxruntime
 from throughput_layers import clock, measure
 from throughput_setup import Setup, graph_name
 
+from lare2_rt.engines.mapped import let_go
 from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
-from lare2_rt.engines.winograd import MODEL, WinogradEngine, make_graph
+from lare2_rt.engines.openvino_library import SETTINGS, openvino_core
+from lare2_rt.engines.winograd import MODEL, WEIGHTS, WinogradEngine, make_graph
 from lare2_rt.engines.winograd_choose import choose
 from lare2_rt.engines.winograd_layers import layers_of
 from lare2_rt.manifest import COMPONENTS
@@ -62,7 +64,7 @@ def profile_winograd(setup: Setup, repeats: int) -> dict[str, Any]:
     make_graph(bundle, variant, folder, asdict(WinogradEngine()))
     return {
         **profile_engine(setup, "winograd", repeats),
-        **profile_unet(setup, "profile-winograd", folder / MODEL, repeats),
+        **_profile_rewritten(setup, folder / MODEL, repeats),
         "layers": _layers(bundle_graphs(bundle), setup.threads),
     }
 
@@ -98,9 +100,27 @@ def profile_unet(setup: Setup, target: str, graph: Path, repeats: int) -> dict[s
     for _ in range(repeats + 1):
         session.run(None, {"latent": latent, "noise": bundle.noise.ensemble})
     events = Path(session.end_profiling())
-    found = by_block(json.loads(events.read_bytes()), _producers(graph))
+    found = by_block(runs_of(json.loads(events.read_bytes())), _producers(graph))
     events.unlink()
     return found
+
+
+def _profile_rewritten(setup: Setup, graph: Path, repeats: int) -> dict[str, Any]:
+    """Run a rewritten UNet step under OpenVINO's profiler; returns the same as ``profile_unet``."""
+    bundle = setup.opened()
+    settings = {**SETTINGS, "INFERENCE_NUM_THREADS": setup.threads, "PERF_COUNT": True}
+    with let_go(graph.with_name(WEIGHTS)):
+        request = openvino_core().compile_model(str(graph), "CPU", settings).create_infer_request()
+    latent = np.random.default_rng(0).standard_normal((1, *bundle.manifest.method.latent_shape), np.float32)
+    runs = []
+    for _ in range(repeats + 1):
+        request.infer({"latent": latent, "noise": bundle.noise.ensemble})
+        nodes = (
+            {"name": node.node_name, "op": node.node_type, "seconds": node.real_time.total_seconds()}
+            for node in request.profiling_info
+        )
+        runs.append([node for node in nodes if node["seconds"]])
+    return by_block(runs, {})
 
 
 def winograd_flop(graph: Path) -> int:
@@ -126,9 +146,9 @@ def profile_engine(setup: Setup, name: str, repeats: int) -> dict[str, Any]:
     return {"components": {component: times[1:] for component, times in components.items()}}
 
 
-def by_block(events: Sequence[dict[str, Any]], layers: dict[str, str]) -> dict[str, Any]:
-    """Sum a profiler's events: mean seconds a run by block and by operator type, without the first run."""
-    runs = _runs(events)[1:]
+def by_block(runs: Sequence[list[dict[str, Any]]], layers: dict[str, str]) -> dict[str, Any]:
+    """Sum the nodes of runs: mean seconds a run by block and by operator type, without the first run."""
+    runs = runs[1:]
     blocks: dict[str, float] = {}
     operators: dict[str, float] = {}
     named = total = 0.0
@@ -144,8 +164,8 @@ def by_block(events: Sequence[dict[str, Any]], layers: dict[str, str]) -> dict[s
     return {"blocks": blocks, "operators": operators, "named_share": named / total if total and blocks else 0.0}
 
 
-def _runs(events: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Split the profiler's list into runs: each ends with the event of the whole."""
+def runs_of(events: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Split the list of onnxruntime's profiler into runs: each ends with the event of the whole."""
     runs: list[list[dict[str, Any]]] = [[]]
     for event in events:
         if event.get("name") == "model_run":

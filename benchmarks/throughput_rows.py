@@ -66,7 +66,7 @@ _OURS = ("lare2_rt", "lare2_export", "lare2_ref")
 # Compiled kernels stay here, so that a row loads what its build compiled and compilation is timed once, in the build.
 _INDUCTOR = {"TORCHINDUCTOR_CACHE_DIR": "{work}/inductor"}
 # Measured at full size (3.5 GB of float32 weights): eager 5.4 GB and with the text encoder 5.8, torch.compile 5.5,
-# onnxruntime 5.2, OpenVINO 8.0, MNN 6.0. Each estimate lies 5 to 15 % above.
+# onnxruntime 5.2, OpenVINO 8.0, MNN 6.0, winograd 7.0. Each estimate lies 5 to 15 % above.
 _EAGER = Footprint(0.9e9, 1.4)
 _OFFICIAL = Footprint(1.4e9, 1.4)
 _COMPILED = Footprint(1.2e9, 1.4)
@@ -236,7 +236,7 @@ ROWS: tuple[Row, ...] = (
         "our step 4: 3×3 convolutions as Winograd F(2×2)",
         "2.25 times fewer multiplications in the convolutions",
         "throughput_graphs:open_step",
-        ("onnxruntime",),
+        ("openvino",),
         _OURS,
         _WINOGRAD,
         argument="winograd-small",
@@ -248,7 +248,7 @@ ROWS: tuple[Row, ...] = (
         "our step 5, the shipped engine: F(2×2) or F(4×4) for each layer, within a budget of memory",
         "`--engine winograd` through the public runtime",
         "throughput_graphs:open_public",
-        ("onnxruntime",),
+        ("openvino",),
         _OURS,
         _WINOGRAD,
         argument="winograd",

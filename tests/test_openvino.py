@@ -14,9 +14,10 @@ from processes import environment
 from lare2_rt import Detector, EngineError
 from lare2_rt.bundle import open_bundle
 from lare2_rt.compiled import CompiledCache
-from lare2_rt.engines import EngineOptions, load_engine
+from lare2_rt.engines import EngineOptions, load_engine, openvino_library
 from lare2_rt.engines import openvino as adapter
-from lare2_rt.engines.openvino import OpenVinoEngine, import_openvino
+from lare2_rt.engines.openvino import OpenVinoEngine
+from lare2_rt.engines.openvino_library import component_of_model, import_openvino
 from lare2_rt.machine import processors
 
 pytestmark = pytest.mark.usefixtures("every_core")
@@ -119,7 +120,7 @@ def test_weights_inside_the_graph(bundle, tmp_path):
         adapter._compile(source, chosen, folder)
         entry = type("Entry", (), {"folder": folder})
         loaded = adapter._load(core, source, chosen, entry, threads=1)
-        results.append(adapter._component(chosen, loaded)(inputs))
+        results.append(component_of_model(chosen, loaded)(inputs))
     for name in results[0]:
         assert np.array_equal(results[0][name], results[1][name])
     sizes = [(tmp_path / f"entry{i}" / "model.blob").stat().st_size for i in range(2)]
@@ -204,7 +205,8 @@ def test_the_users_own_telemetry_module_is_left_alone():
 
 
 def test_broken_installation(embedded, monkeypatch):
-    monkeypatch.setattr(adapter, "_kept_core", adapter._kept_core.__wrapped__)  # another test may have imported it
+    # Another test may have imported it.
+    monkeypatch.setattr(openvino_library, "_kept_core", openvino_library._kept_core.__wrapped__)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match=r"installed but cannot be imported .*pip install --force-reinstall openvino"):
         Detector.load(embedded, engine="openvino", threads=1)

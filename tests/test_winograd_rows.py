@@ -45,7 +45,7 @@ def operators(model):
     return [node.op_type for node in model.graph.node]
 
 
-CHOICES = [Choice(2), Choice(4), Choice(4, apart=True), Choice(2, strips=3), Choice(4, strips=4)]
+CHOICES = [Choice(2), Choice(4), Choice(2, strips=3), Choice(4, strips=4)]
 SHAPES = [(1, CHANNELS, 16, 16), (3, CHANNELS, 8, 12), (2, CHANNELS, 7, 10), (2, CHANNELS, 4, 4)]
 
 
@@ -82,6 +82,17 @@ class TestBlocks:
         assert_equal(*both(model, Choice(2)))
         assert operators(model).count("Transpose") == 4
         assert "Conv" in operators(model)
+
+    @pytest.mark.parametrize("choice", CHOICES)
+    def test_what_is_still_to_be_added(self, choice):
+        """A bias goes through convolutions, whose borders are zeros all the same, and products, into a sum."""
+        network = Network(1, CHANNELS, 8, 8)
+        first = network.conv("x")
+        through = network.conv(network.conv(network.conv(first), side=1))
+        model = network.model(network.add("Add", through, network.conv(first, side=1)))
+        assert_equal(*both(model, choice))
+        pieces = sum(node.name.startswith("block.v4/MatMul") for node in model.graph.node)
+        assert operators(model).count("Add") == 2 * pieces  # the sum, and all that was left for the end
 
     def test_joined_by_channels(self):
         """As in the UNet's way up: other rows, 1×1 convolutions, and what a third reads from one of them."""

@@ -3,29 +3,21 @@
 A compiled model is kept without its weights: these stay in the bundle's data file, whose hash was checked, and are
 mapped from there. What is executed always comes out of the cache, the first time too, so that a file's bits do not
 depend on whether this process compiled.
-
-Importing OpenVINO's Python package reports that over the network, and leaves files in the home folder, unless the user
-has opted out: it is imported here without its telemetry.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..bundle import Bundle
 from ..compiled_entry import Entry
-from ..errors import BundleError, EngineError, first_line
+from ..errors import BundleError, EngineError
 from ..machine import cpu_facts
 from ..manifest import Variant
-from .chain import Arrays, Component, ComponentChain, check_inputs, check_outputs
+from .chain import ComponentChain
 from .compiling import compile_chain, run_script
 from .contract import (
     EngineInfo,
@@ -36,21 +28,19 @@ from .contract import (
     installed_version,
     portable_variants,
 )
+from .mapped import let_go
+from .openvino_library import (
+    SETTINGS,
+    check_model,
+    component_of_model,
+    openvino_core,
+    threads_used,
+    what_is_wrong,
+)
 
 _MODEL = "model.blob"
-# One stream for the whole machine, made for the time of one call, in float32 and nothing else. Threads are not pinned:
-# two processes would be pinned to the same processors.
-_SETTINGS: dict[str, Any] = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "PERFORMANCE_HINT": "LATENCY",
-    "NUM_STREAMS": 1,
-    "ENABLE_CPU_PINNING": False,
-    "ENABLE_HYPER_THREADING": True,
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-}
 # Leaves the weights out of the compiled model.
 _WEIGHTLESS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
-_importing = threading.Lock()
 
 
 class OpenVinoEngine:
@@ -84,13 +74,7 @@ class OpenVinoEngine:
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Compile what the cache lacks and load it; raises EngineError when OpenVINO refuses a component."""
-        try:
-            core = _core()
-        except Exception as error:  # a broken installation can fail in any way
-            raise EngineError(
-                f"openvino is installed but cannot be imported ({first_line(error)}): "
-                "pip install --force-reinstall openvino"
-            ) from error
+        core = openvino_core()
         info, variants = self.describe(bundle, options), portable_variants(bundle, options)
         chain = compile_chain(
             bundle,
@@ -105,13 +89,8 @@ class OpenVinoEngine:
                 name: _load(core, bundle, variant, chain.entries[name], threads=options.threads)
                 for name, variant in variants.items()
             }
-            threads = min(int(model.get_property("INFERENCE_NUM_THREADS")) for model in models.values())
-            if threads != options.threads:
-                options.say(
-                    f"openvino uses {threads} of the {options.threads} threads asked for: it takes no more than there "
-                    "are processors"
-                )
-            components = {name: _component(variants[name], model) for name, model in models.items()}
+            threads = threads_used(models.values(), options)
+            components = {name: component_of_model(variants[name], model) for name, model in models.items()}
         except BaseException:
             chain.close()
             raise
@@ -126,43 +105,9 @@ class OpenVinoEngine:
         return ComponentChain(opened, components, noise=bundle.noise, close=close)
 
 
-def import_openvino() -> Any:  # noqa: ANN401 - the binding has no types
-    """Import OpenVINO such that it sends nothing; without its telemetry module it falls back to one that does nothing.
-
-    Raises:
-        ImportError: it is not installed, or broken.
-    """
-    absent: Any = None
-    before = sys.modules.get("openvino_telemetry", absent)
-    sys.modules["openvino_telemetry"] = absent
-    try:
-        import openvino
-    finally:
-        if before is None:
-            del sys.modules["openvino_telemetry"]
-        else:
-            sys.modules["openvino_telemetry"] = before
-    return openvino
-
-
-def _core() -> Any:  # noqa: ANN401
-    """Return this process's one OpenVINO core, which stays until the process ends.
-
-    Its CPU plugin gives the thread that creates it a stack for signal handlers, and frees that stack when it goes. Were
-    it to go from another thread, the next signal, a Ctrl-C for one, would end the process with a segmentation fault.
-    """
-    with _importing:
-        return _kept_core()
-
-
-@functools.cache
-def _kept_core() -> Any:  # noqa: ANN401
-    return import_openvino().Core()
-
-
 def _facts() -> dict[str, str]:
     """What decides the compiled model beside the graph; the number of threads does not."""
-    return {"settings": json.dumps({**_SETTINGS, **_WEIGHTLESS}, sort_keys=True)}
+    return {"settings": json.dumps({**SETTINGS, **_WEIGHTLESS}, sort_keys=True)}
 
 
 def _weights(bundle: Bundle, variant: Variant) -> Path | None:
@@ -171,7 +116,7 @@ def _weights(bundle: Bundle, variant: Variant) -> Path | None:
 
 
 def _compile(bundle: Bundle, variant: Variant, folder: Path) -> None:
-    settings = _SETTINGS if _weights(bundle, variant) is None else {**_SETTINGS, **_WEIGHTLESS}
+    settings = SETTINGS if _weights(bundle, variant) is None else {**SETTINGS, **_WEIGHTLESS}
     run_script(
         "openvino_compile.py",
         [variant.graph, folder / _MODEL, json.dumps(settings)],
@@ -184,51 +129,17 @@ def _compile(bundle: Bundle, variant: Variant, folder: Path) -> None:
 def _load(core: Any, bundle: Bundle, variant: Variant, entry: Entry, *, threads: int) -> Any:  # noqa: ANN401
     """Return the compiled model of a component; raises EngineError, and forgets an entry that cannot be loaded."""
     weights = _weights(bundle, variant)
-    settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
+    settings = {**SETTINGS, "INFERENCE_NUM_THREADS": threads}
     if weights is not None:
         settings |= {**_WEIGHTLESS, "WEIGHTS_PATH": str(weights)}
     try:
-        model = core.import_model((entry.folder / _MODEL).read_bytes(), "CPU", settings)
+        with let_go(weights) if weights else contextlib.nullcontext():
+            model = core.import_model((entry.folder / _MODEL).read_bytes(), "CPU", settings)
     except Exception as error:
         entry.discard()
         raise EngineError(
-            f"openvino cannot load what it compiled from {variant.graph} ({_what(error)}); it was removed from the "
-            "cache: try again, else choose another --engine"
+            f"openvino cannot load what it compiled from {variant.graph} ({what_is_wrong(error)}); it was removed from "
+            "the cache: try again, else choose another --engine"
         ) from error
-    precision = model.get_property("INFERENCE_PRECISION_HINT").to_string()
-    if precision != "f32":
-        raise EngineError(f"openvino computes {variant.graph} in {precision} instead of f32; choose another --engine")
-    for ports, specs in ((model.inputs, variant.inputs), (model.outputs, variant.outputs)):
-        actual = {port.any_name: (port.element_type.to_dtype(), tuple(port.shape)) for port in ports}
-        if actual != {spec.name: (np.dtype(spec.dtype), spec.shape) for spec in specs}:
-            raise EngineError(
-                f"{bundle.graph_path(variant)} has other inputs or outputs than its manifest says; "
-                "build the bundle again"
-            )
+    check_model(bundle, variant, model)
     return model
-
-
-def _component(variant: Variant, model: Any) -> Component:  # noqa: ANN401
-    names = [spec.name for spec in variant.outputs]
-    request = model.create_infer_request()
-
-    def call(inputs: Arrays) -> dict[str, NDArray[np.float32]]:
-        check_inputs(variant, inputs)
-        try:
-            results = request.infer(dict(inputs), share_inputs=True)
-        except Exception as error:
-            raise EngineError(
-                f"openvino failed in {variant.graph}: {_what(error)}; close other programs if memory is short, else "
-                "report it"
-            ) from error
-        outputs = {name: results[name] for name in names}
-        check_outputs(variant, outputs)
-        return outputs
-
-    return call
-
-
-def _what(error: Exception) -> str:
-    """The telling line of OpenVINO's texts, which begin with its own source lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
-    return lines[-1][:200] if lines else first_line(error)

@@ -1,22 +1,24 @@
-"""ONNX Runtime with Winograd's convolutions: the portable float32 graphs with fewer multiplications.
+"""OpenVINO with Winograd's convolutions: the portable float32 graphs with fewer multiplications.
 
 Direct convolutions already run at the peak of the machine; fewer multiplications are what is left. 3×3 convolutions
 become matrix products over tiles, and between them pictures stay in the layout of those (``winograd_rewrite.py``),
-where that is faster and as far as the memory for transformed weights goes (``winograd_choose.py``).
+where that is faster and as far as the memory for transformed weights goes (``winograd_choose.py``). The cache keeps the
+rewritten graphs; OpenVINO compiles them whenever they are loaded, which takes it seconds.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..bundle import Bundle
 from ..compiled_entry import Entry
-from ..errors import EngineError, first_line
+from ..errors import EngineError
 from ..manifest import Variant
-from .chain import Component, ComponentChain
+from .chain import ComponentChain
 from .compiling import compile_chain, onnx_files, run_script
 from .contract import (
     EngineInfo,
@@ -27,15 +29,16 @@ from .contract import (
     installed_version,
     portable_variants,
 )
-from .onnxruntime import PROVIDER, OnnxRuntimeEngine, component_of, import_onnxruntime, open_session, session_settings
-from .stages import share_memory
+from .mapped import let_go
+from .openvino import OpenVinoEngine
+from .openvino_library import SETTINGS, check_model, component_of_model, openvino_core, threads_used, what_is_wrong
 
-MODEL = "model.onnx"
+MODEL, WEIGHTS = "model.onnx", "weights.data"
 # Of what our own code writes for the same graph, settings and versions. Raise it with every change of that: what is in
 # users' caches is rewritten then.
-REVISION = 2
-_WEIGHTS_OUTSIDE = "session.use_device_allocator_for_initializers"
-_REWRITTEN = ("vae_encoder", "unet_step", "clip_backbone")
+REVISION = 3
+# CLIP gains nothing: its pictures are small, and its transforms cost what the products save.
+_REWRITTEN = ("vae_encoder", "unet_step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class WinogradEngine:
     """
 
     tiles: tuple[int, ...] = (2, 4)
-    budget: int = 2_000_000_000
+    budget: int = 2_500_000_000
     channels: int = 64
 
     name = "winograd"
@@ -60,21 +63,22 @@ class WinogradEngine:
     @property
     def version(self) -> str | None:
         """See ``Engine.version``; onnx rewrites the graphs and computes nothing."""
-        return OnnxRuntimeEngine().version if installed_version("onnx") else None
+        return OpenVinoEngine().version if installed_version("onnx") else None
 
     def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
-        """Return why ONNX Runtime or the rewriting cannot be used, with the remedy."""
-        if installed_version("onnx") is None:
-            return "onnx is not installed: pip install 'lare2-rt[winograd]'"
-        return fp32_only(self.name, options) or OnnxRuntimeEngine().why_not(bundle, options)
+        """Return why OpenVINO or the rewriting cannot be used, with the remedy."""
+        for name in ("onnx", "openvino"):
+            if installed_version(name) is None:
+                return f"{name} is not installed: pip install 'lare2-rt[winograd]'"
+        return fp32_only(self.name, options) or OpenVinoEngine().why_not(bundle, options)
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """See ``Engine.describe``."""
         return describe_on_cpu(self.name, self.version, bundle, options, {"precision": "fp32", **self._facts()})
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
-        """Rewrite what the cache lacks and load it; raises EngineError when ONNX Runtime refuses a graph."""
-        import_onnxruntime()
+        """Rewrite what the cache lacks and load it; raises EngineError when OpenVINO refuses a graph."""
+        core = openvino_core()
         info, variants = self.describe(bundle, options), portable_variants(bundle, options)
         settings = asdict(self)
         chain = compile_chain(
@@ -86,17 +90,24 @@ class WinogradEngine:
             build=lambda variant, folder: make_graph(bundle, variant, folder, settings),
         )
         try:
-            components: dict[str, Component] = {
-                name: _load(variants[name], chain.entries[name], options.threads) for name in _REWRITTEN
+            models = {
+                name: _load(core, bundle, variant, chain.entries.get(name), threads=options.threads)
+                for name, variant in variants.items()
             }
-            for name, variant in variants.items():
-                if name not in components:
-                    components[name] = component_of(variant, open_session(bundle, variant, options.threads))
+            threads = threads_used(models.values(), options)
+            components = {name: component_of_model(variants[name], model) for name, model in models.items()}
         except BaseException:
             chain.close()
             raise
-        opened = replace(info, compiled=chain.digest)
-        return ComponentChain(opened, components, noise=bundle.noise, close=chain.close)
+        opened = EngineInfo(
+            info.name, info.version, info.device, info.precision, info.batch, threads, info.build_key, chain.digest
+        )
+
+        def close() -> None:
+            models.clear()
+            chain.close()
+
+        return ComponentChain(opened, components, noise=bundle.noise, close=close)
 
     def _facts(self) -> dict[str, str | int]:
         """What decides the rewritten graphs beside the graphs and the versions."""
@@ -115,22 +126,26 @@ def make_graph(bundle: Bundle, variant: Variant, folder: Path, settings: Mapping
         )
 
 
-def _load(variant: Variant, entry: Entry, threads: int) -> Component:
-    """Return a component; raises EngineError, and forgets an entry that cannot be loaded."""
-    import onnxruntime
+def _load(core: Any, bundle: Bundle, variant: Variant, entry: Entry | None, *, threads: int) -> Any:  # noqa: ANN401
+    """Return a compiled model, of a rewritten graph or of the bundle's.
 
+    Raises:
+        EngineError: OpenVINO refuses the graph. An entry is forgotten then.
+    """
+    graph = bundle.graph_path(variant) if entry is None else entry.folder / MODEL
+    weights = graph.with_name(WEIGHTS if entry is not None else variant.files[0]) if entry or variant.files else graph
     try:
-        settings = session_settings(threads)
-        share_memory(settings)
-        # A plan for all of a run's memory at once is one more block of that size beside what the first run has left.
-        settings.enable_mem_pattern = False
-        # Not from the arena, which would keep what was needed while weights were packed.
-        settings.add_session_config_entry(_WEIGHTS_OUTSIDE, "1")
-        session = onnxruntime.InferenceSession(str(entry.folder / MODEL), settings, providers=[PROVIDER])
-        return component_of(variant, session)
+        with let_go(weights):
+            model = core.compile_model(str(graph), "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": threads})
     except Exception as error:
+        if entry is None:
+            raise EngineError(
+                f"openvino cannot compile {variant.graph} ({what_is_wrong(error)}); choose another --engine"
+            ) from error
         entry.discard()
         raise EngineError(
-            f"winograd cannot load what it made of {variant.graph} ({first_line(error)}); it was removed from the "
+            f"winograd cannot load what it made of {variant.graph} ({what_is_wrong(error)}); it was removed from the "
             "cache: try again, else choose another --engine"
         ) from error
+    check_model(bundle, variant, model)
+    return model

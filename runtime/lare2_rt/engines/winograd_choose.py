@@ -14,8 +14,6 @@ from .winograd_layers import Choice, Layer
 _SMALLEST_FOR_LARGE_TILES = 16
 # From this side on what lies between the transforms passes through the caches in strips of so many bytes.
 _STRIPS_FROM, _STRIP_BYTES = 128, 7_000_000
-# Up to so many tiles packing the weights in every run costs more than the copies that products apart take.
-_APART_UP_TO = 128
 
 
 def choose(layers: Mapping[Layer, int], *, tiles: tuple[int, ...], budget: int, channels: int) -> dict[Layer, Choice]:
@@ -52,10 +50,7 @@ def candidates(layer: Layer, tiles: tuple[int, ...]) -> list[Choice]:
 
 def arranged(layer: Layer, tile: int) -> Choice:
     """Return the fastest way to compute a layer with a size of tile."""
-    count = _tiles(layer, tile)
-    if min(layer.height, layer.width) >= _STRIPS_FROM:
-        return Choice(tile, strips_of(layer, tile))
-    return Choice(tile, apart=count <= _APART_UP_TO)
+    return Choice(tile, strips_of(layer, tile) if min(layer.height, layer.width) >= _STRIPS_FROM else 1)
 
 
 def strips_of(layer: Layer, tile: int) -> int:

@@ -29,14 +29,15 @@ class Layer:
 class Choice:
     """How a layer is computed: tiles of ``tile``×``tile`` outputs, in ``strips`` that pass one after the other.
 
-    Strips keep what lies between the transforms in the cache where a picture is large. With ``apart`` the products are
-    nodes of their own, whose weights ONNX Runtime packs once instead of in every run: worth more than the copies that
-    it takes where there are few tiles.
+    Strips keep what lies between the transforms in the cache where a picture is large.
     """
 
     tile: int
     strips: int = 1
-    apart: bool = False
+
+    def divides(self, layer: Layer) -> bool:
+        """Whether tiles fill the picture and nothing else."""
+        return layer.height % self.tile == layer.width % self.tile == 0
 
     def weight_bytes(self, layer: Layer) -> int:
         """Size of the transformed weights."""

@@ -137,24 +137,24 @@ def normalised(writer: Writer, rows: Rows, norm: GroupNorm) -> Rows:
     centred, means, variances = _statistics(writer, rows)
     if rows.bias is not None:
         means = writer.add("Add", [means, writer.constant(rows.bias)])
-    mean = writer.add("MatMul", [_over_pieces(writer, rows, means), pooled])  # [B,1,G]
-    apart = writer.add("Sub", [means, writer.add("MatMul", [mean, spread])])  # [B,pieces,C]
+    mean = writer.add("MatMul", [_over_pieces(writer, rows, means), pooled])  # [1,B,1,G]
+    apart = writer.add("Sub", [means, writer.add("MatMul", [mean, spread])])  # [1,B,pieces,C]
     variances = writer.add("Add", [variances, writer.add("Mul", [apart, apart])])
     variance = writer.add("MatMul", [_over_pieces(writer, rows, variances), pooled])
     epsilon = writer.constant(np.array(norm.epsilon, np.float32))
     deviation = writer.add("Sqrt", [writer.add("Add", [variance, epsilon])])
-    inverse = writer.add("MatMul", [writer.add("Reciprocal", [deviation]), spread])  # [B,1,C]
+    inverse = writer.add("MatMul", [writer.add("Reciprocal", [deviation]), spread])  # [1,B,1,C]
     scale, shift = (writer.constant(writer.weight_of(name).reshape(-1)) for name in (norm.scale, norm.shift))
     factor = writer.add("Mul", [inverse, scale])
     shifts = writer.add("Add", [writer.add("Mul", [apart, factor]), shift])
-    parts = [shifts] if len(centred) == 1 else writer.split(shifts, len(centred), axis=1)
+    parts = [shifts] if len(centred) == 1 else writer.split(shifts, len(centred), axis=2)
     scaled = [writer.add("Mul", [piece, factor]) for piece in centred]
     names = tuple(writer.add("Add", pair) for pair in zip(scaled, parts, strict=True))
     return replace(rows, names=names, bias=None)
 
 
 def _statistics(writer: Writer, rows: Rows) -> tuple[list[str], str, str]:
-    """Return the pieces without their means, and mean and variance of each channel of each piece, [B,pieces,C]."""
+    """Return the pieces without their means, and mean and variance of each channel of each piece, [1,B,pieces,C]."""
     centred, means, variances = [], [], []
     for name, size in zip(rows.names, rows.sizes, strict=True):
         means.append(_mean(writer, name, rows, size))
@@ -162,11 +162,11 @@ def _statistics(writer: Writer, rows: Rows) -> tuple[list[str], str, str]:
         variances.append(_mean(writer, writer.add("Mul", [centred[-1], centred[-1]]), rows, size))
     if len(centred) == 1:
         return centred, means[0], variances[0]
-    return centred, writer.add("Concat", means, axis=1), writer.add("Concat", variances, axis=1)
+    return centred, writer.add("Concat", means, axis=2), writer.add("Concat", variances, axis=2)
 
 
 def _over_pieces(writer: Writer, rows: Rows, value: str) -> str:
-    """Return the mean [B,1,C] of the means [B,pieces,C] of pieces."""
+    """Return the mean [1,B,1,C] of the means [1,B,pieces,C] of pieces."""
     if len(rows.sizes) == 1:
         return value
     shares = np.array([rows.sizes], np.float64) / sum(rows.sizes)
@@ -174,10 +174,11 @@ def _over_pieces(writer: Writer, rows: Rows, value: str) -> str:
 
 
 def _mean(writer: Writer, value: str, rows: Rows, size: int) -> str:
-    """Return the mean of each channel of each picture, [B,1,C], of a value [B,n,C]."""
+    """Return the mean of each channel of each picture, [1,B,1,C], of a value [K,B,n,C]."""
     # Sums of neighbours, then of sums: float32 rounds every addition, and in one long sum always the same way.
     some = max(part for part in range(1, math.isqrt(size) + 1) if size % part == 0)
     averaging = writer.constant(np.full((1, some), 1 / some, np.float32))
-    parts = writer.add("MatMul", [averaging, writer.shaped(value, -1, some, rows.channels)])  # [B·n/some,1,C]
-    axis = writer.constant(np.array([1], np.int64))
-    return writer.add("ReduceMean", [writer.shaped(parts, rows.batch, -1, rows.channels), axis], keepdims=1)
+    parts = writer.add("MatMul", [averaging, writer.shaped(value, -1, some, rows.channels)])  # [K·B·n/some,1,C]
+    axes = writer.constant(np.array([0, 2], np.int64))
+    sums = writer.shaped(parts, rows.blocks, rows.batch, -1, rows.channels)
+    return writer.add("ReduceMean", [sums, axes], keepdims=1)

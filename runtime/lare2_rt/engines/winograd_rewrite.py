@@ -1,15 +1,16 @@
 """Rewrite an ONNX graph for the engine ``winograd``: 3×3 convolutions in tiles, and what lies between them on rows.
 
 Node after node: a chosen convolution becomes matrix products (``winograd_conv.py``) whose output lies as rows of
-channels (``winograd_rows.py``). What can go on with rows does: group norms (``winograd_norms.py``), arithmetic, 1×1
-convolutions, joining by channels. Everything else gets its planes as before.
+channels (``winograd_rows.py``), in one order for all pictures of a size (``winograd_order.py``). What can go on with
+rows does: group norms (``winograd_norms.py``), arithmetic, 1×1 convolutions, joining by channels. Everything else gets
+its planes as before.
 
 Whoever changes what is written raises ``REVISION`` in ``winograd.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnx import numpy_helper
 from .winograd_conv import convolved
 from .winograd_layers import Choice, Layer, attributes_of, is_plain, layers_of, shapes_of
 from .winograd_norms import GroupNorm, normalised, norms_of
+from .winograd_order import Order, order_of
 from .winograd_rows import Rows, added, joined, mapped, ordered, planes_of_rows, rows_of_planes, settled
 from .winograd_writer import ReadWeight, StoreWeight, Writer
 
@@ -63,6 +65,7 @@ class _Rewriting:
         self._shapes = shapes_of(model)
         self._weights = {tensor.name for tensor in model.graph.initializer}
         self._norms = norms_of(model, self._shapes, writer.weight_of)
+        self._orders = _orders((layer, choices[layer]) for layer in layers.values())
         self._outputs = {value.name for value in model.graph.output}
         self._rows: dict[str, Rows] = {}
         self._planes = {value.name for value in model.graph.input} | self._weights | {""}
@@ -91,8 +94,9 @@ class _Rewriting:
         if name in self._norms:
             return self._norm(self._norms[name])
         if name in self._layers:
-            source, layer = settled(self._writer, self._as_rows(node.input[0])), self._layers[name]
-            return convolved(self._writer, source, node, layer, self._choices[layer])
+            source, layer = self._as_rows(node.input[0]), self._layers[name]
+            order = self._orders.get((layer.batch, layer.height, layer.width))
+            return convolved(self._writer, source, node, layer, self._choices[layer], order)
         if not any(value in self._rows for value in node.input):
             return None
         handlers = {"Conv": self._product, "Add": self._sum, "Mul": self._sum, "Concat": self._joined}
@@ -122,11 +126,14 @@ class _Rewriting:
         weight = self._writer.weight_of(node.input[1]) if node.input[1] in self._weights else np.empty(0)
         if len(node.input) != 3 or weight.shape[2:] != (1, 1) or not is_plain(node, border=0):
             return None
-        rows = joined(self._writer, self._settled(node.input[0]))
-        name = self._writer.weight(f"{node.output[0]}.winograd.weights", np.ascontiguousarray(weight[:, :, 0, 0].T))
-        product = self._writer.add("MatMul", [rows.names[0], name])
-        biased = self._writer.add("Add", [product, node.input[2]])
-        return replace(rows, names=(biased,), channels=len(weight))
+        rows = self._as_rows(node.input[0])
+        matrix = weight[:, :, 0, 0]
+        name = self._writer.weight(f"{node.output[0]}.winograd.weights", np.ascontiguousarray(matrix.T))
+        names = tuple(self._writer.add("MatMul", [piece, name]) for piece in rows.names)
+        bias = self._writer.weight_of(node.input[2]).astype(np.float64)
+        if rows.bias is not None:
+            bias = bias + matrix.astype(np.float64) @ rows.bias
+        return replace(rows, names=names, channels=len(weight), bias=bias.astype(np.float32))
 
     def _joined(self, node: onnx.NodeProto) -> Rows | None:
         """Pictures joined by their channels."""
@@ -135,7 +142,7 @@ class _Rewriting:
             return None
         first, *others = (joined(self._writer, self._settled(name)) for name in node.input)
         parts = [first, *(ordered(self._writer, rows, first) for rows in others)]
-        name = self._writer.add("Concat", [rows.names[0] for rows in parts], axis=2)
+        name = self._writer.add("Concat", [rows.names[0] for rows in parts], axis=3)
         return replace(first, names=(name,), channels=sum(rows.channels for rows in parts))
 
     def _settled(self, name: str) -> Rows:
@@ -152,3 +159,14 @@ class _Rewriting:
         if name not in self._planes:
             planes_of_rows(self._writer, self._rows[name], name)
             self._planes.add(name)
+
+
+def _orders(chosen: Iterable[tuple[Layer, Choice]]) -> dict[tuple[int, int, int], Order]:
+    """Return the order of all pictures of a size [B,h,w]: that of the largest tiles and of most strips."""
+    best: dict[tuple[int, int, int], tuple[Layer, Choice]] = {}
+    for layer, choice in chosen:
+        size = (layer.batch, layer.height, layer.width)
+        rank = (choice.tile, choice.strips)
+        if choice.divides(layer) and (size not in best or rank > (best[size][1].tile, best[size][1].strips)):
+            best[size] = (layer, choice)
+    return {size: order_of(*pair) for size, pair in best.items()}

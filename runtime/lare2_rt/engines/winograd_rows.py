@@ -17,16 +17,18 @@ from .winograd_writer import Writer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """A value [B,P,C], whole or in pieces along P: the P pixels of B pictures, in one order for all channels.
+    """A value [K,B,n,C]: the K·n pixels of B pictures, in one order for all channels, whole or in pieces along n.
 
     Of a large picture the pieces are what a convolution's strips left. Going through one after the other, arithmetic
     reads from the cache what it has just written.
 
     Attributes:
-        names: of the pieces, [B,n,C]; there is one, or B is 1.
+        names: of the pieces; there is one, or B and K are 1.
         sizes: n of every piece.
         channels: C.
-        place: int [B,h,w] or [B,N], the row of every pixel among the B·P; those of a picture are together.
+        place: int [B,h,w] or [B,N], the row of every pixel among the K·B·n.
+        blocks: K, what stands before the pictures: convolutions in tiles write the first pixel of all tiles of all
+            pictures, then the second.
         bias: float32 [C] that is still to be added to every row, or None. Norms take it in for nothing.
     """
 
@@ -34,6 +36,7 @@ class Rows:
     sizes: tuple[int, ...]
     channels: int
     place: NDArray[np.int64]
+    blocks: int = 1
     bias: NDArray[np.float32] | None = None
 
     @property
@@ -68,25 +71,25 @@ def joined(writer: Writer, rows: Rows) -> Rows:
     """Return the same rows in one piece."""
     if len(rows.names) == 1:
         return rows
-    return replace(rows, names=(writer.add("Concat", rows.names, axis=1),), sizes=(sum(rows.sizes),))
+    return replace(rows, names=(writer.add("Concat", rows.names, axis=2),), sizes=(sum(rows.sizes),))
 
 
 def flat(writer: Writer, rows: Rows) -> str:
-    """Return [B·P,C]."""
+    """Return [K·B·n,C]."""
     return writer.shaped(joined(writer, rows).names[0], -1, rows.channels)
 
 
 def ordered(writer: Writer, rows: Rows, target: Rows) -> Rows:
     """Return the rows in the order and the pieces of others."""
-    same = np.array_equal(rows.place, target.place)
-    if same and rows.sizes == target.sizes:
+    alike = rows.blocks == target.blocks and rows.sizes == target.sizes
+    if alike and np.array_equal(rows.place, target.place):
         return rows
-    index = np.empty((rows.batch, sum(rows.sizes)), np.int32)
+    index = np.empty((target.blocks, rows.batch, sum(target.sizes)), np.int32)
     index.reshape(-1)[target.place] = rows.place
-    parts = np.split(index, np.cumsum(target.sizes)[:-1], axis=1)
+    parts = np.split(index, np.cumsum(target.sizes)[:-1], axis=2)
     pixels = flat(writer, rows)
     names = tuple(writer.add("Gather", [pixels, writer.constant(part)], axis=0) for part in parts)
-    return Rows(names, target.sizes, rows.channels, target.place, rows.bias)
+    return replace(target, names=names, channels=rows.channels, bias=rows.bias)
 
 
 def rows_of_planes(writer: Writer, planes: str, shape: list[int]) -> Rows:
@@ -95,14 +98,14 @@ def rows_of_planes(writer: Writer, planes: str, shape: list[int]) -> Rows:
     # In so many axes, and beside a convolution, it is folded into ONNX Runtime's own change of layout.
     last = writer.add("Transpose", [planes], perm=[0, *range(2, len(shape)), 1])
     pixels = int(np.prod(spatial))
-    name = writer.shaped(last, batch, pixels, channels)
+    name = writer.shaped(last, 1, batch, pixels, channels)
     return Rows((name,), (pixels,), channels, raster_place(batch, tuple(spatial)))
 
 
 def planes_of_rows(writer: Writer, rows: Rows, result: str) -> None:
     """Write the planes of rows under a name."""
     batch, *spatial = rows.place.shape
-    target = Rows((), (sum(rows.sizes),), rows.channels, raster_place(batch, tuple(spatial)))
+    target = Rows((), (int(np.prod(spatial)),), rows.channels, raster_place(batch, tuple(spatial)))
     name = ordered(writer, settled(writer, rows), target).names[0]
     last = writer.shaped(name, batch, *spatial, rows.channels)
     writer.add("Transpose", [last], result, perm=[0, len(spatial) + 1, *range(1, len(spatial) + 1)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +12,6 @@ from onnx import helper, numpy_helper
 
 ReadWeight = Callable[[str], NDArray[np.float32]]
 StoreWeight = Callable[[str, NDArray[np.float32]], onnx.TensorProto]
-
-_OWN_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 
 
 class Writer:
@@ -29,7 +27,6 @@ class Writer:
         self.weight_of, self._store = weight_of, store
         self._tensors: list[onnx.TensorProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._declared: list[onnx.ValueInfoProto] = []
         self._node = onnx.NodeProto()
         self._count = 0
 
@@ -52,18 +49,6 @@ class Writer:
         name = result or self._value()
         self.nodes.append(helper.make_node(operator, [*inputs], [name], self._label(operator), **attributes))
         self._count += 1
-        return name
-
-    def products(self, left: str, right: str, shape: tuple[int, ...], *, moved: Literal["A", "B"]) -> str:
-        """Return one product for each index of the middle axis of one operand and of the first axis of the other.
-
-        Args:
-            shape: of the result. The operator is ONNX Runtime's own, and no other library can tell it.
-            moved: which operand has that index in the middle; the operator goes through it without a copy.
-        """
-        attributes: dict[str, Any] = {f"transBatch{moved}": 1}
-        name = self.add("FusedMatMul", [left, right], domain=_OWN_DOMAIN, **attributes)
-        self._declared.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
         return name
 
     def split(self, value: str, count: int, axis: int = 0) -> list[str]:
@@ -92,8 +77,6 @@ class Writer:
     def finish(self, model: onnx.ModelProto) -> None:
         """Put the new nodes into the graph, with all that they read and nothing else."""
         graph = model.graph
-        if _OWN_DOMAIN not in {entry.domain for entry in model.opset_import}:
-            model.opset_import.append(helper.make_opsetid(_OWN_DOMAIN, 1))
         del graph.node[:]
         graph.node.extend(self.nodes)
         small = (
@@ -106,7 +89,6 @@ class Writer:
         graph.initializer.extend(kept)
         # Of values between nodes some are no more.
         del graph.value_info[:]
-        graph.value_info.extend(self._declared)
 
     def _value(self) -> str:
         return f"{self._node.output[0]}.winograd.{self._count}"
