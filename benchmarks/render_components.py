@@ -49,22 +49,6 @@ def summary(report: Report) -> str:
     return table(["", ""], lines)
 
 
-def again_table(report: Report) -> str:
-    """Rows that were measured again since the whole table: what changed."""
-    lines = []
-    for row in report["rows"]:
-        parts = (row["components"][name] for name in ("vae_encoder", "unet_step"))
-        times = map(_beside, parts)
-        error = scientific(row["fidelity"]["lare"]["worst_relative_l2"])
-        whole = [milliseconds(row["latency_ms"]["p50"]), f"{row['speedup']:.2f} ×"]
-        lines.append([row_name(row), *whole, *times, gigabytes(row["memory"]["peak_bytes"]), error])
-    header = ["row", "ms an image", "against eager", "`vae_encoder`", "`unet_step`", "peak memory", "LaRE error"]
-    layout = {"channels_last": "channels-last", "contiguous": "NCHW"}[report["layout"]["vae"]]
-    note = f"The VAE encoder of eager beside it ran in {layout}, here the faster of its two layouts."
-    return table(header, lines) + "\n\n" + note
-
-
-AGAIN: dict[str, Callable[[Report], str]] = {"throughput-again": again_table}
 TABLES: dict[str, Callable[[Report], str]] = {
     "throughput-summary": summary,
     "throughput-components": components_table,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from render_claim import claim
-from render_components import AGAIN, TABLES
+from render_components import TABLES
 from render_default import DEFAULT
 from render_markdown import THROUGHPUT, row_list
 from render_miniature import MINIATURE
@@ -36,7 +36,6 @@ PLOT = "docs/throughput.svg"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 _SOURCES = {
     "throughput": {"claim": claim, **THROUGHPUT, **TABLES},
-    "throughput-winograd": AGAIN,
     "profile": PROFILE,
     "fidelity": FIDELITY,
     "fidelity-mini": FIDELITY_MINI,
@@ -47,7 +46,6 @@ _SOURCES = {
 # How each report is measured, for a table that has none yet.
 _COMMANDS = {
     "throughput": "benchmarks/throughput.py --model-synthetic sd15",
-    "throughput-winograd": "benchmarks/throughput.py --model-synthetic sd15 --rows winograd-small,winograd --out FILE",
     "profile": "benchmarks/throughput.py --model-synthetic sd15 --profile",
     "fidelity": "benchmarks/fidelity.py --model-synthetic sd15 --images DIR",
     "fidelity-mini": "benchmarks/fidelity.py --images DIR --limit 911",

@@ -39,7 +39,6 @@ from throughput_turns import Schedule, Turn, percentiles, strayed, summary, take
 from lare2_rt.detection import DecisionRule  # noqa: E402
 from lare2_rt.errors import UsageError  # noqa: E402
 
-AGAIN = "benchmarks/results/throughput-winograd-synthetic-sd15.json"
 FAKES = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 FAKE_BUILDS = {"reference": Build("fake_rows:prepare", ())}
 
@@ -646,7 +645,6 @@ class TestTables:
         samples = (
             (render_markdown.THROUGHPUT | render_components.TABLES, sample_report()),
             (render_profile.FIDELITY, sample_fidelity()),
-            (render_components.AGAIN, json.loads((ROOT / AGAIN).read_text())),
             (render_profile.PROFILE, sample_profile()),
         )
         for tables, report in samples:
@@ -735,9 +733,7 @@ def profile_report():
     blocks = {"down_blocks.0.resnets.0": 0.1, "down_blocks.0.attentions.0": 0.2}
     graph = {"components": times, "blocks": blocks, "operators": {"MatMul": 0.2, "Conv": 0.1}, "named_share": 0.98}
     layer = {"batch": 4, "inputs": 320, "outputs": 640, "height": 16, "width": 16}
-    choices = [
-        {"tile": tile, "strips": 1, "apart": apart, "seconds": 0.01 + apart} for tile in (2, 4) for apart in (0, 1)
-    ]
+    choices = [{"tile": tile, "strips": strips, "seconds": 0.01 * strips} for tile in (2, 4) for strips in (1, 2)]
     first = {
         "component": "unet_step",
         "layer": layer,

@@ -18,8 +18,8 @@ _DONT_NEED = 4  # MADV_DONTNEED of Linux
 
 
 @contextlib.contextmanager
-def let_go(path: Path) -> Iterator[None]:
-    """Let go of the pages of a file that this process has mapped and cannot write to, again and again until the end.
+def let_go(*files: Path) -> Iterator[None]:
+    """Let go of the pages of files that this process has mapped and cannot write to, again and again until the end.
 
     No result changes: what is read once more comes from the system's file cache. Only on Linux; elsewhere nothing
     happens.
@@ -27,11 +27,11 @@ def let_go(path: Path) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    name, done = str(path.resolve()), threading.Event()
+    names, done = {str(file.resolve()) for file in files}, threading.Event()
 
     def repeat() -> None:
         while not done.wait(_SECONDS):
-            _drop(name)
+            _drop(names)
 
     thread = threading.Thread(target=repeat, name="lare2-rt-let-go", daemon=True)
     thread.start()
@@ -40,15 +40,15 @@ def let_go(path: Path) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        _drop(name)
+        _drop(names)
 
 
-def _drop(name: str) -> None:
+def _drop(names: set[str]) -> None:
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     with contextlib.suppress(OSError), Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             place, rights, *_, file = line.rstrip("\n").split(maxsplit=5) if line.count(" ") > 4 else ("", "", "")
-            if file == name and rights.startswith("r-"):
+            if file in names and rights.startswith("r-"):
                 begin, end = (int(number, 16) for number in place.split("-"))
                 advise(begin, end - begin, _DONT_NEED)

@@ -7,7 +7,6 @@ depend on whether this process compiled.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -133,7 +132,7 @@ def _load(core: Any, bundle: Bundle, variant: Variant, entry: Entry, *, threads:
     if weights is not None:
         settings |= {**_WEIGHTLESS, "WEIGHTS_PATH": str(weights)}
     try:
-        with let_go(weights) if weights else contextlib.nullcontext():
+        with let_go(*[weights] if weights else []):
             model = core.import_model((entry.folder / _MODEL).read_bytes(), "CPU", settings)
     except Exception as error:
         entry.discard()

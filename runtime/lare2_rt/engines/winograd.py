@@ -110,8 +110,12 @@ class WinogradEngine:
         return ComponentChain(opened, components, noise=bundle.noise, close=close)
 
     def _facts(self) -> dict[str, str | int]:
-        """What decides the rewritten graphs beside the graphs and the versions."""
-        return {"settings": json.dumps(asdict(self)), "revision": REVISION}
+        """What decides the rewritten graphs, and how they are compiled, beside the graphs and the versions."""
+        return {
+            "settings": json.dumps(asdict(self)),
+            "revision": REVISION,
+            "openvino": json.dumps(SETTINGS, sort_keys=True),
+        }
 
 
 def make_graph(bundle: Bundle, variant: Variant, folder: Path, settings: Mapping[str, object]) -> None:
@@ -122,7 +126,7 @@ def make_graph(bundle: Bundle, variant: Variant, folder: Path, settings: Mapping
             [variant.graph, MODEL, json.dumps(settings)],
             cwd=folder,
             doing=f"rewrite {variant.graph} for winograd",
-            remedy="update onnx and onnxruntime, or choose another --engine",
+            remedy="update onnx, or choose another --engine",
         )
 
 
@@ -132,10 +136,12 @@ def _load(core: Any, bundle: Bundle, variant: Variant, entry: Entry | None, *, t
     Raises:
         EngineError: OpenVINO refuses the graph. An entry is forgotten then.
     """
-    graph = bundle.graph_path(variant) if entry is None else entry.folder / MODEL
-    weights = graph.with_name(WEIGHTS if entry is not None else variant.files[0]) if entry or variant.files else graph
+    if entry is None:
+        graph, files = bundle.graph_path(variant), [bundle.path / name for name in variant.files]
+    else:
+        graph, files = entry.folder / MODEL, [entry.folder / WEIGHTS]
     try:
-        with let_go(weights):
+        with let_go(*files):
             model = core.compile_model(str(graph), "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": threads})
     except Exception as error:
         if entry is None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from .winograd_layers import attributes_of
-from .winograd_rows import Rows
+from .winograd_rows import Rows, mapped
 from .winograd_writer import ReadWeight, Writer
 
 
@@ -127,18 +127,20 @@ class _Finder:
 def normalised(writer: Writer, rows: Rows, norm: GroupNorm) -> Rows:
     """Return the rows after a group norm.
 
-    Each piece is centred on its own mean while it is in the cache. With the pieces' means m and variances v, a group's
+    Each piece tells its mean and variance while it is in the cache. With the pieces' means m and variances v, a group's
     mean is that of the m, and its variance that of v + (m - mean)²: exactly, and without differences of large sums.
+    What is centred for the variance is not kept: a library that joins operators reads each value twice and writes once.
     """
     channels, groups = rows.channels, norm.groups
     pool = np.kron(np.eye(groups), np.full((channels // groups, 1), groups / channels)).astype(np.float32)  # [C,G]
     spread = writer.constant((pool.T > 0).astype(np.float32))  # [G,C]
     pooled = writer.constant(pool)
-    centred, means, variances = _statistics(writer, rows)
+    means, variances = _statistics(writer, rows)
     if rows.bias is not None:
         means = writer.add("Add", [means, writer.constant(rows.bias)])
     mean = writer.add("MatMul", [_over_pieces(writer, rows, means), pooled])  # [1,B,1,G]
-    apart = writer.add("Sub", [means, writer.add("MatMul", [mean, spread])])  # [1,B,pieces,C]
+    centre = writer.add("MatMul", [mean, spread])  # [1,B,1,C]
+    apart = writer.add("Sub", [means, centre])  # [1,B,pieces,C]
     variances = writer.add("Add", [variances, writer.add("Mul", [apart, apart])])
     variance = writer.add("MatMul", [_over_pieces(writer, rows, variances), pooled])
     epsilon = writer.constant(np.array(norm.epsilon, np.float32))
@@ -146,23 +148,21 @@ def normalised(writer: Writer, rows: Rows, norm: GroupNorm) -> Rows:
     inverse = writer.add("MatMul", [writer.add("Reciprocal", [deviation]), spread])  # [1,B,1,C]
     scale, shift = (writer.constant(writer.weight_of(name).reshape(-1)) for name in (norm.scale, norm.shift))
     factor = writer.add("Mul", [inverse, scale])
-    shifts = writer.add("Add", [writer.add("Mul", [apart, factor]), shift])
-    parts = [shifts] if len(centred) == 1 else writer.split(shifts, len(centred), axis=2)
-    scaled = [writer.add("Mul", [piece, factor]) for piece in centred]
-    names = tuple(writer.add("Add", pair) for pair in zip(scaled, parts, strict=True))
-    return replace(rows, names=names, bias=None)
+    if rows.bias is not None:
+        centre = writer.add("Sub", [centre, writer.constant(rows.bias)])
+    return mapped(writer, "Add", mapped(writer, "Mul", mapped(writer, "Sub", rows, centre), factor), shift)
 
 
-def _statistics(writer: Writer, rows: Rows) -> tuple[list[str], str, str]:
-    """Return the pieces without their means, and mean and variance of each channel of each piece, [1,B,pieces,C]."""
-    centred, means, variances = [], [], []
+def _statistics(writer: Writer, rows: Rows) -> tuple[str, str]:
+    """Return mean and variance of each channel of each piece, [1,B,pieces,C]."""
+    means, variances = [], []
     for name, size in zip(rows.names, rows.sizes, strict=True):
         means.append(_mean(writer, name, rows, size))
-        centred.append(writer.add("Sub", [name, means[-1]]))
-        variances.append(_mean(writer, writer.add("Mul", [centred[-1], centred[-1]]), rows, size))
-    if len(centred) == 1:
-        return centred, means[0], variances[0]
-    return centred, writer.add("Concat", means, axis=2), writer.add("Concat", variances, axis=2)
+        centred = writer.add("Sub", [name, means[-1]])
+        variances.append(_mean(writer, writer.add("Mul", [centred, centred]), rows, size))
+    if len(means) == 1:
+        return means[0], variances[0]
+    return writer.add("Concat", means, axis=2), writer.add("Concat", variances, axis=2)
 
 
 def _over_pieces(writer: Writer, rows: Rows, value: str) -> str:

@@ -95,7 +95,6 @@ def ordered(writer: Writer, rows: Rows, target: Rows) -> Rows:
 def rows_of_planes(writer: Writer, planes: str, shape: list[int]) -> Rows:
     """Return the rows of planes [B,C,h,w] or [B,C,N]."""
     batch, channels, *spatial = shape
-    # In so many axes, and beside a convolution, it is folded into ONNX Runtime's own change of layout.
     last = writer.add("Transpose", [planes], perm=[0, *range(2, len(shape)), 1])
     pixels = int(np.prod(spatial))
     name = writer.shaped(last, 1, batch, pixels, channels)

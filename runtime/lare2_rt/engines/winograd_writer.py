@@ -51,14 +51,6 @@ class Writer:
         self._count += 1
         return name
 
-    def split(self, value: str, count: int, axis: int = 0) -> list[str]:
-        """Return the equal parts of a value along an axis."""
-        name = self._value()
-        parts = [f"{name}.{part}" for part in range(count)]
-        self.nodes.append(helper.make_node("Split", [value], parts, self._label("Split"), axis=axis, num_outputs=count))
-        self._count += 1
-        return parts
-
     def shaped(self, value: str, *shape: int, result: str | None = None) -> str:
         """Return a value in another shape, which moves nothing."""
         return self.add("Reshape", [value, self.constant(np.array(shape, np.int64))], result)
