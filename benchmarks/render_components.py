@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from render_markdown import NONE, gigabytes, milliseconds, row_name, scientific, table
+from render_markdown import NONE, gigabytes, milliseconds, row_name, table
 
 from lare2_rt.manifest import COMPONENTS
 
