@@ -48,7 +48,7 @@ _COMMANDS = {
     "throughput": "benchmarks/throughput.py --model-synthetic sd15",
     "profile": "benchmarks/throughput.py --model-synthetic sd15 --profile",
     "fidelity": "benchmarks/fidelity.py --model-synthetic sd15 --images DIR",
-    "fidelity-mini": "benchmarks/fidelity.py --images DIR --limit 911",
+    "fidelity-mini": "benchmarks/fidelity.py --images DIR --limit 247",
     "parity": "benchmarks/parity.py --images DIR --bundle BUNDLE --synthetic sd15",
     "miniature": "benchmarks/miniature.py",
     "miniature-default": "benchmarks/miniature_default.py --model FOLDER --out FOLDER",
