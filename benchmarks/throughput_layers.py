@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from lare2_rt.engines.openvino_library import SETTINGS, openvino_core
+from lare2_rt.engines.openvino_library import openvino_core, settings_for
 from lare2_rt.engines.winograd_choose import strips_of
 from lare2_rt.engines.winograd_layers import Choice, Layer
 from lare2_rt.engines.winograd_rewrite import rewrite
@@ -94,7 +94,7 @@ def clock(threads: int, repeats: int) -> Time:
 
     def seconds_of(model: onnx.ModelProto) -> float:
         graph = core.read_model(model.SerializeToString())
-        compiled = core.compile_model(graph, "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": threads})
+        compiled = core.compile_model(graph, "CPU", settings_for(threads))
         shape = [size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
         inputs = {"x": np.random.default_rng(1).standard_normal(shape, np.float32)}
         request = compiled.create_infer_request()

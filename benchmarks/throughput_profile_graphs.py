@@ -19,7 +19,7 @@ from throughput_setup import Setup, graph_name
 
 from lare2_rt.engines.mapped import let_go
 from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
-from lare2_rt.engines.openvino_library import SETTINGS, openvino_core
+from lare2_rt.engines.openvino_library import openvino_core, settings_for
 from lare2_rt.engines.winograd import MODEL, WEIGHTS, WinogradEngine, make_graph
 from lare2_rt.engines.winograd_choose import choose
 from lare2_rt.engines.winograd_layers import layers_of
@@ -91,14 +91,13 @@ def profile_unet(setup: Setup, target: str, graph: Path, repeats: int) -> dict[s
     """
     import onnxruntime
 
-    bundle = setup.opened()
     settings = session_settings(setup.threads)
     settings.enable_profiling = True
     settings.profile_file_prefix = str(setup.folder(target) / "unet")
     session = onnxruntime.InferenceSession(str(graph), settings, providers=[PROVIDER])
-    latent = np.random.default_rng(0).standard_normal((1, *bundle.manifest.method.latent_shape), np.float32)
+    inputs = _unet_inputs(setup)
     for _ in range(repeats + 1):
-        session.run(None, {"latent": latent, "noise": bundle.noise.ensemble})
+        session.run(None, inputs)
     events = Path(session.end_profiling())
     found = by_block(runs_of(json.loads(events.read_bytes())), _producers(graph))
     events.unlink()
@@ -107,20 +106,24 @@ def profile_unet(setup: Setup, target: str, graph: Path, repeats: int) -> dict[s
 
 def _profile_rewritten(setup: Setup, graph: Path, repeats: int) -> dict[str, Any]:
     """Run a rewritten UNet step under OpenVINO's profiler; returns the same as ``profile_unet``."""
-    bundle = setup.opened()
-    settings = {**SETTINGS, "INFERENCE_NUM_THREADS": setup.threads, "PERF_COUNT": True}
+    settings = {**settings_for(setup.threads), "PERF_COUNT": True}
     with let_go(graph.with_name(WEIGHTS)):
         request = openvino_core().compile_model(str(graph), "CPU", settings).create_infer_request()
-    latent = np.random.default_rng(0).standard_normal((1, *bundle.manifest.method.latent_shape), np.float32)
-    runs = []
+    inputs, runs = _unet_inputs(setup), []
     for _ in range(repeats + 1):
-        request.infer({"latent": latent, "noise": bundle.noise.ensemble})
+        request.infer(inputs)
         nodes = (
             {"name": node.node_name, "op": node.node_type, "seconds": node.real_time.total_seconds()}
             for node in request.profiling_info
         )
         runs.append([node for node in nodes if node["seconds"]])
     return by_block(runs, {})
+
+
+def _unet_inputs(setup: Setup) -> dict[str, NDArray[np.float32]]:
+    bundle = setup.opened()
+    latent = np.random.default_rng(0).standard_normal((1, *bundle.manifest.method.latent_shape), np.float32)
+    return {"latent": latent, "noise": bundle.noise.ensemble}
 
 
 def winograd_flop(graph: Path) -> int:

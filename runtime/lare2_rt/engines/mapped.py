@@ -48,7 +48,7 @@ def _drop(names: set[str]) -> None:
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     with contextlib.suppress(OSError), Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
-            place, rights, *_, file = line.rstrip("\n").split(maxsplit=5) if line.count(" ") > 4 else ("", "", "")
-            if file in names and rights.startswith("r-"):
-                begin, end = (int(number, 16) for number in place.split("-"))
+            fields = line.rstrip("\n").split(maxsplit=5)
+            if fields[-1] in names and fields[1].startswith("r-"):
+                begin, end = (int(number, 16) for number in fields[0].split("-"))
                 advise(begin, end - begin, _DONT_NEED)

@@ -16,7 +16,6 @@ from ..compiled_entry import Entry
 from ..errors import BundleError, EngineError
 from ..machine import cpu_facts
 from ..manifest import Variant
-from .chain import ComponentChain
 from .compiling import compile_chain, run_script
 from .contract import (
     EngineInfo,
@@ -31,9 +30,9 @@ from .mapped import let_go
 from .openvino_library import (
     SETTINGS,
     check_model,
-    component_of_model,
+    open_models,
     openvino_core,
-    threads_used,
+    settings_for,
     what_is_wrong,
 )
 
@@ -83,25 +82,14 @@ class OpenVinoEngine:
             facts={"device": "cpu", **_facts(), **cpu_facts()},
             build=lambda variant, folder: _compile(bundle, variant, folder),
         )
-        try:
-            models = {
-                name: _load(core, bundle, variant, chain.entries[name], threads=options.threads)
-                for name, variant in variants.items()
-            }
-            threads = threads_used(models.values(), options)
-            components = {name: component_of_model(variants[name], model) for name, model in models.items()}
-        except BaseException:
-            chain.close()
-            raise
-        opened = EngineInfo(
-            info.name, info.version, info.device, info.precision, info.batch, threads, info.build_key, chain.digest
+        return open_models(
+            bundle,
+            variants,
+            options,
+            info=info,
+            chain=chain,
+            load=lambda name, variant: _load(core, bundle, variant, chain.entries[name], threads=options.threads),
         )
-
-        def close() -> None:
-            models.clear()
-            chain.close()
-
-        return ComponentChain(opened, components, noise=bundle.noise, close=close)
 
 
 def _facts() -> dict[str, str]:
@@ -128,7 +116,7 @@ def _compile(bundle: Bundle, variant: Variant, folder: Path) -> None:
 def _load(core: Any, bundle: Bundle, variant: Variant, entry: Entry, *, threads: int) -> Any:  # noqa: ANN401
     """Return the compiled model of a component; raises EngineError, and forgets an entry that cannot be loaded."""
     weights = _weights(bundle, variant)
-    settings = {**SETTINGS, "INFERENCE_NUM_THREADS": threads}
+    settings = settings_for(threads)
     if weights is not None:
         settings |= {**_WEIGHTLESS, "WEIGHTS_PATH": str(weights)}
     try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import EngineError, first_line
 from ..manifest import Variant
-from .chain import Arrays, Component, check_inputs, check_outputs
-from .contract import EngineOptions
+from .chain import Arrays, Component, ComponentChain, check_inputs, check_outputs
+from .compiling import CompiledChain
+from .contract import EngineInfo, EngineOptions, OpenEngine
 
 # One stream for the whole machine, made for the time of one call, in float32 and nothing else. Threads are not pinned:
 # two processes would be pinned to the same processors.
@@ -91,7 +93,44 @@ def check_model(bundle: Bundle, variant: Variant, model: Any) -> None:  # noqa: 
             )
 
 
-def threads_used(models: Iterable[Any], options: EngineOptions) -> int:
+def settings_for(threads: int) -> dict[str, Any]:
+    """Return with what a model is compiled or loaded."""
+    return {**SETTINGS, "INFERENCE_NUM_THREADS": threads}
+
+
+def open_models(
+    bundle: Bundle,
+    variants: Mapping[str, Variant],
+    options: EngineOptions,
+    *,
+    info: EngineInfo,
+    chain: CompiledChain,
+    load: Callable[[str, Variant], Any],
+) -> OpenEngine:
+    """Return an open engine of compiled models, which closes the chain at the end, or at once where one fails.
+
+    Args:
+        info: name, version and build key of the engine.
+        chain: the cached entries that models come from.
+        load: returns the compiled model of a component, or raises EngineError.
+    """
+    try:
+        models = {name: load(name, variant) for name, variant in variants.items()}
+        threads = _threads_used(models.values(), options)
+        components = {name: component_of_model(variants[name], model) for name, model in models.items()}
+    except BaseException:
+        chain.close()
+        raise
+
+    def close() -> None:
+        models.clear()
+        chain.close()
+
+    opened = replace(info, threads=threads, compiled=chain.digest)
+    return ComponentChain(opened, components, noise=bundle.noise, close=close)
+
+
+def _threads_used(models: Iterable[Any], options: EngineOptions) -> int:
     """Return how many threads compiled models use, and say so where they are fewer than asked for."""
     threads = min(int(model.get_property("INFERENCE_NUM_THREADS")) for model in models)
     if threads != options.threads:

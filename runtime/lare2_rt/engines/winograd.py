@@ -18,7 +18,6 @@ from ..bundle import Bundle
 from ..compiled_entry import Entry
 from ..errors import EngineError
 from ..manifest import Variant
-from .chain import ComponentChain
 from .compiling import compile_chain, onnx_files, run_script
 from .contract import (
     EngineInfo,
@@ -31,7 +30,7 @@ from .contract import (
 )
 from .mapped import let_go
 from .openvino import OpenVinoEngine
-from .openvino_library import SETTINGS, check_model, component_of_model, openvino_core, threads_used, what_is_wrong
+from .openvino_library import SETTINGS, check_model, open_models, openvino_core, settings_for, what_is_wrong
 
 MODEL, WEIGHTS = "model.onnx", "weights.data"
 # Of what our own code writes for the same graph, settings and versions. Raise it with every change of that: what is in
@@ -89,25 +88,14 @@ class WinogradEngine:
             facts=self._facts(),
             build=lambda variant, folder: make_graph(bundle, variant, folder, settings),
         )
-        try:
-            models = {
-                name: _load(core, bundle, variant, chain.entries.get(name), threads=options.threads)
-                for name, variant in variants.items()
-            }
-            threads = threads_used(models.values(), options)
-            components = {name: component_of_model(variants[name], model) for name, model in models.items()}
-        except BaseException:
-            chain.close()
-            raise
-        opened = EngineInfo(
-            info.name, info.version, info.device, info.precision, info.batch, threads, info.build_key, chain.digest
+        return open_models(
+            bundle,
+            variants,
+            options,
+            info=info,
+            chain=chain,
+            load=lambda name, variant: _load(core, bundle, variant, chain.entries.get(name), threads=options.threads),
         )
-
-        def close() -> None:
-            models.clear()
-            chain.close()
-
-        return ComponentChain(opened, components, noise=bundle.noise, close=close)
 
     def _facts(self) -> dict[str, str | int]:
         """What decides the rewritten graphs, and how they are compiled, beside the graphs and the versions."""
@@ -142,7 +130,7 @@ def _load(core: Any, bundle: Bundle, variant: Variant, entry: Entry | None, *, t
         graph, files = entry.folder / MODEL, [entry.folder / WEIGHTS]
     try:
         with let_go(*files):
-            model = core.compile_model(str(graph), "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": threads})
+            model = core.compile_model(str(graph), "CPU", settings_for(threads))
     except Exception as error:
         if entry is None:
             raise EngineError(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .winograd_layers import Choice, Layer
 from .winograd_order import Indices, Order, order_of
-from .winograd_rows import Rows, flat, raster_place
+from .winograd_rows import Rows, bias_through, flat, raster_place
 from .winograd_transforms import transformed, transforms
 from .winograd_writer import Writer
 
@@ -65,10 +65,8 @@ class _Convolution:
 
     def _bias(self) -> NDArray[np.float32]:
         """Return what is still to be added, with what the source's adds through the weights."""
-        bias = self._writer.weight_of(self._node.input[2]).astype(np.float64)
-        if self._source.bias is not None:
-            bias = bias + self._kernel.sum((2, 3), dtype=np.float64) @ self._source.bias
-        return bias.astype(np.float32)
+        sums = self._kernel.sum((2, 3), dtype=np.float64)
+        return bias_through(sums, self._source, self._writer.weight_of(self._node.input[2]))
 
     def _weight(self) -> str:
         """Return [a²,C,O] from the stored [O,C,3,3]."""

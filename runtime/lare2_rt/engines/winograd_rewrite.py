@@ -21,7 +21,7 @@ from .winograd_conv import convolved
 from .winograd_layers import Choice, Layer, attributes_of, is_plain, layers_of, shapes_of
 from .winograd_norms import GroupNorm, normalised, norms_of
 from .winograd_order import Order, order_of
-from .winograd_rows import Rows, added, joined, mapped, ordered, planes_of_rows, rows_of_planes, settled
+from .winograd_rows import Rows, added, bias_through, joined, mapped, ordered, planes_of_rows, rows_of_planes, settled
 from .winograd_writer import ReadWeight, StoreWeight, Writer
 
 _ONE_BY_ONE = ("Relu", "Sigmoid")  # of one value, each pixel and channel by itself
@@ -130,10 +130,8 @@ class _Rewriting:
         matrix = weight[:, :, 0, 0]
         name = self._writer.weight(f"{node.output[0]}.winograd.weights", np.ascontiguousarray(matrix.T))
         names = tuple(self._writer.add("MatMul", [piece, name]) for piece in rows.names)
-        bias = self._writer.weight_of(node.input[2]).astype(np.float64)
-        if rows.bias is not None:
-            bias = bias + matrix.astype(np.float64) @ rows.bias
-        return replace(rows, names=names, channels=len(weight), bias=bias.astype(np.float32))
+        bias = bias_through(matrix.astype(np.float64), rows, self._writer.weight_of(node.input[2]))
+        return replace(rows, names=names, channels=len(weight), bias=bias)
 
     def _joined(self, node: onnx.NodeProto) -> Rows | None:
         """Pictures joined by their channels."""

@@ -67,6 +67,12 @@ def settled(writer: Writer, rows: Rows) -> Rows:
     return rows if rows.bias is None else mapped(writer, "Add", rows, writer.constant(rows.bias))
 
 
+def bias_through(matrix: NDArray[np.float64], rows: Rows, bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a linear layer's bias [O] with what is still to be added to its input, through its weights [O,C]."""
+    through = 0 if rows.bias is None else matrix @ rows.bias
+    return (bias.astype(np.float64) + through).astype(np.float32)
+
+
 def joined(writer: Writer, rows: Rows) -> Rows:
     """Return the same rows in one piece."""
     if len(rows.names) == 1:

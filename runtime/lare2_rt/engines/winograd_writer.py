@@ -51,9 +51,9 @@ class Writer:
         self._count += 1
         return name
 
-    def shaped(self, value: str, *shape: int, result: str | None = None) -> str:
+    def shaped(self, value: str, *shape: int) -> str:
         """Return a value in another shape, which moves nothing."""
-        return self.add("Reshape", [value, self.constant(np.array(shape, np.int64))], result)
+        return self.add("Reshape", [value, self.constant(np.array(shape, np.int64))])
 
     def constant(self, array: NDArray[np.float32] | NDArray[np.int32] | NDArray[np.int64]) -> str:
         """Return the name of a small constant, the same for all that have this content."""
