@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """The paper in miniature: every network of LaRE² trained from 275 openly licensed photographs, and its claims measured.
 
-    python benchmarks/miniature.py [--quick] [--work FOLDER] [--model FOLDER]
+    python benchmarks/miniature.py [--quick] [--work FOLDER] [--model FOLDER] [--out FILE] [--compare FILE]
 
 Stages: photographs → autoencoder → UNet → generated pictures → LaRE → heads → report. Each is kept in ``--work`` under
 a key of the protocol (``miniature_protocol.py``) and of the photographs; a killed run goes on where it stopped, and a
-second run gives the same report from what was kept. In full about 90 minutes on two cores; ``--quick`` takes five and
-shows that every stage works, not what is true.
+second run gives the same report from what was kept. With another ``--work``, ``--out`` and ``--compare`` everything is
+done again, and figures that leave the intervals of an earlier report are named. In full about 90 minutes on two cores;
+``--quick`` takes five and shows that every stage works, not what is true.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from miniature_compare import compare, in_words, read_other
 from miniature_dire import measure
 from miniature_figures import contact_sheet, draw
 from miniature_model import write_model
 from miniature_protocol import FULL, QUICK
 from miniature_report import report
 from miniature_stages import Work
+from miniature_training import Say
 
 from lare2_ref.quiet import quieten_libraries
 from lare2_ref.sources import default_model_folder
@@ -36,7 +40,7 @@ RESULT = ROOT / "benchmarks/results/miniature.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; exit code 0 done, 2 cannot start, 130 interrupted."""
+    """Run from the command line; exit code 0 done, 1 ``--compare`` found a difference, 2 failed, 130 interrupted."""
     given = _parser().parse_args(arguments)
     begin = time.monotonic()
 
@@ -46,26 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     quieten_libraries()
     torch.set_num_threads(given.threads or available_threads())
-    protocol = QUICK if given.quick else FULL
     if given.model is not None and given.model.exists():
         sys.stderr.write(f"miniature: {given.model} exists already; remove it or name another folder\n")
         return 2
     try:
-        work = Work(given.work, protocol, say)
-        say(f"{len(work.rows)} photographs; results are kept in {work.folder}")
-        out = given.out or (work.path("report.json") if given.quick else RESULT)
-        content = report(work, sweeps=not given.no_sweeps)
-        content["cost"] = _cost(work, given.cost_rounds) if given.cost_rounds else _kept_cost(work)
-        if given.model is not None:
-            shipped = write_model(work, default_model_folder(), given.model)
-            work.note("shipped.json", {"head": shipped.name, "validation_auc": shipped.validation})
-        shipped_file = work.path("shipped.json")
-        content["shipped"] = json.loads(shipped_file.read_text()) if shipped_file.exists() else None
-        write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
-        say(f"wrote {out}")
-        if not given.quick:
-            for path in (*draw(content, ROOT / "docs/images"), contact_sheet(work, ROOT / "docs/images")):
-                say(f"wrote {path}")
+        content = _run(given, say)
     except ValueError as error:
         sys.stderr.write(f"miniature: {error}\n")
         return 2
@@ -75,7 +64,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("miniature: interrupted; run the same command again to go on\n")
         return 130
-    return 0
+    return 1 if content.get("compared", {}).get("outside") else 0
+
+
+def _run(given: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Compute what is missing, write report and figures, and return the report."""
+    work = Work(given.work, QUICK if given.quick else FULL, say)
+    say(f"{len(work.rows)} photographs; results are kept in {work.folder}")
+    other = read_other(given.compare, work.key) if given.compare is not None else None
+    content = report(work, sweeps=not given.no_sweeps)
+    content["cost"] = _cost(work, given.cost_rounds) if given.cost_rounds else _kept_cost(work)
+    if given.model is not None:
+        shipped = write_model(work, default_model_folder(), given.model)
+        work.note("shipped.json", {"head": shipped.name, "validation_auc": shipped.validation})
+    shipped_file = work.path("shipped.json")
+    content["shipped"] = json.loads(shipped_file.read_text()) if shipped_file.exists() else None
+    if other is not None:
+        content["compared"] = compare(content, other)
+        say(in_words(content["compared"]))
+    out = given.out or (work.path("report.json") if given.quick else RESULT)
+    write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
+    images = ROOT / "docs/images" if out == RESULT else out.parent
+    for path in (out, *draw(content, images), contact_sheet(work, images)):
+        say(f"wrote {path}")
+    return content
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="five minutes; every stage, no findings")
     parser.add_argument("--work", type=Path, default=ROOT / ".miniature", help="where stages are kept (.miniature)")
     parser.add_argument("--model", type=Path, help="also write the trained model folder here")
-    parser.add_argument("--out", type=Path, help="the report (benchmarks/results/miniature.json)")
+    parser.add_argument("--out", type=Path, help="the report (benchmarks/results/miniature.json); figures go beside it")
+    parser.add_argument("--compare", type=Path, help="an earlier report; exit code 1 when a figure leaves its interval")
     parser.add_argument(
         "--no-sweeps", action="store_true", help="leave out draws, per-image noise and trained timesteps"
     )

@@ -193,6 +193,31 @@ def _signed(estimate: Mapping[str, float]) -> str:
     return f"{estimate['value']:+.3f} ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
 
 
+_PARTS = {
+    "autoencoder": "autoencoder",
+    "unet": "UNet",
+    "timesteps": "LaRE against the timestep",
+    "complexity": "complexity",
+    "re_encoding": "JPEG",
+    "ablation": "ablation",
+    "differences": "differences",
+    "normalised_beside_heads": "normalised LaRE beside heads",
+    "why": "one thing changed at a time",
+    "noise": "draws and noise",
+    "timesteps_trained": "timestep, with a network",
+}
+
+
+def again_table(report: Report) -> str:
+    """How a report of a second run from nothing stands to the first; parts by name, with figures and numbers."""
+    rows = [
+        [_PARTS[name], f"{part['inside']} of {part['figures']}", f"{part['same']} of {part['numbers']}"]
+        for name, part in report["compared"]["parts"].items()
+    ]
+    return number_table(["part", "figures within the first run's interval", "numbers equal to the last digit"], rows)
+
+
+AGAIN: dict[str, Callable[[Report], str]] = {"miniature-again": again_table}
 MINIATURE: dict[str, Callable[[Report], str]] = {
     "miniature-data": data_table,
     "miniature-timesteps": timestep_table,

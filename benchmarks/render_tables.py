@@ -22,7 +22,7 @@ from render_claim import claim
 from render_components import TABLES
 from render_default import DEFAULT
 from render_markdown import THROUGHPUT, row_list
-from render_miniature import MINIATURE
+from render_miniature import AGAIN, MINIATURE
 from render_parity import PARITY
 from render_plot import svg
 from render_profile import FIDELITY, FIDELITY_MINI, PROFILE
@@ -41,6 +41,7 @@ _SOURCES = {
     "fidelity-mini": FIDELITY_MINI,
     "parity": PARITY,
     "miniature": MINIATURE,
+    "miniature-again": AGAIN,
     "miniature-default": DEFAULT,
 }
 # How each report is measured, for a table that has none yet.
@@ -51,10 +52,14 @@ _COMMANDS = {
     "fidelity-mini": "benchmarks/fidelity.py --images DIR --limit 247",
     "parity": "benchmarks/parity.py --images DIR --bundle BUNDLE --synthetic sd15",
     "miniature": "benchmarks/miniature.py",
+    "miniature-again": (
+        "benchmarks/miniature.py --work FOLDER --out benchmarks/results/miniature-again.json "
+        "--compare benchmarks/results/miniature.json"
+    ),
     "miniature-default": "benchmarks/miniature_default.py --model FOLDER --out FOLDER",
 }
 # Reports of the embedded model; the others are of ``MODEL``.
-_SMALL = ("fidelity-mini", "miniature", "miniature-default")
+_SMALL = ("fidelity-mini", "miniature", "miniature-again", "miniature-default")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

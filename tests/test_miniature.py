@@ -1,11 +1,9 @@
-"""The miniature: photographs and splits, the start of the autoencoder, statistics, and every stage once."""
+"""The miniature: photographs and splits, the start of the autoencoder, training, LaRE, statistics."""
 
 import csv
-import json
-import os
 import struct
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,28 +15,22 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import miniature
 import miniature_unet
 import miniature_vae
 from miniature_collect import credits_of, subject
 from miniature_lare import Extraction, as_the_runtime_sees, noises
 from miniature_photos import PHOTOS, cut, fingerprints, read_table, split_groups
-from miniature_protocol import FULL, GENERATORS, QUICK, SEEN, SPLITS, TIMESTEPS, TRUNKS, VARIANTS, key_of
+from miniature_protocol import FULL, QUICK, SPLITS
 from miniature_rcc import files as rcc_files
-from miniature_report import PAIRS, data_facts, nearest
-from miniature_stages import Work
+from miniature_report import nearest
 from miniature_statistics import Complexity, Resamples, auc, paired_dz
 from miniature_training import as_tensor
-from miniature_why import CHANGES
-from miniature_why import VARIANTS as WHY_VARIANTS
-from render_miniature import MINIATURE
 
 from lare2_ref.lare import LareExtractor
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_rt.policy import Preprocessing
 from lare2_rt.preprocess import preprocess
 
-RESULT = ROOT / "benchmarks/results/miniature.json"
 OPEN = ("public domain", "cc0", "cc-by", "cc by")
 
 
@@ -266,102 +258,3 @@ def test_accuracy_weighs_both_classes_alike():
         [(np.array([-1.0, -1, 1, 1]), np.array([1.0, 1, 1, 1]))], groups, groups
     )
     assert found.value == 0.75
-
-
-def sample_report():
-    """As ``miniature_report.report`` gives it, every figure the same, with what is there only after a full run."""
-    area = {"value": 0.6, "low": 0.55, "high": 0.65}
-    judged = {"auc": area, "accuracy": area}
-    against = {"mean": area, "deviation": 0.1}
-    for reference in ("real", "roundtrip"):
-        against |= {f"d_{reference}": -0.2, f"auc_{reference}": area, f"dz_{reference}": -0.3}
-    pictures = ("real", "roundtrip", *GENERATORS)
-    sweep = {name: {"mean": area, "network": area} for name in GENERATORS}
-    coded = {"plain": 0.31, "jpeg": area}
-    return {
-        "data": {"splits": {name: {"photographs": 7, "groups": 5, "pictures": 42} for name in SPLITS}},
-        "timesteps": {str(t): dict.fromkeys((*pictures, "memorised"), against) for t in TIMESTEPS},
-        "complexity": {
-            reference: {kind: dict.fromkeys(GENERATORS, area) for kind in ("energy", "lare", "normalised")}
-            for reference in ("real", "roundtrip")
-        },
-        "re_encoding": {
-            name: coded if name == "roundtrip" else {**coded, "auc_plain": area, "auc_jpeg": area} for name in pictures
-        },
-        "normalised_beside_heads": {
-            "pretrained/egre": dict.fromkeys(("seen", "unseen"), area),
-            "earns_its_place": True,
-        },
-        "ablation": {
-            f"{trunk}/{variant}": {r: dict.fromkeys((*GENERATORS, "unseen"), judged) for r in ("real", "roundtrip")}
-            for trunk in TRUNKS
-            for variant in VARIANTS
-        },
-        "differences": {f"{TRUNKS[0]}: {a} − {b}": dict.fromkeys((SEEN, "unseen"), area) for a, b in PAIRS},
-        "why": {change: {v: {"seen": area, "unseen": area} for v in WHY_VARIANTS} for change in CHANGES},
-        "noise": {"fixed 1": sweep, "per-image 4": sweep},
-        "timesteps_trained": {"50": sweep, "200": sweep},
-        "cost": {
-            "threads": 2, "ratio_of_seconds": 290.0, "ratio_of_tflop": 190.0,
-            "dire": {"steps": 40, "seconds": 900.0, "tflop": 45.0}, "lare": {"seconds": 3.1, "tflop": 0.24},
-        },
-    }  # fmt: skip
-
-
-def assert_tables(report):
-    """Every table of the page is one: each row as wide as its header."""
-    for name, render in MINIATURE.items():
-        lines = render(report).splitlines()
-        assert len(lines) > 2, name
-        assert len({line.count("|") for line in lines}) == 1, name
-
-
-def test_every_table_renders():
-    report = sample_report()
-    assert_tables(report)
-    assert "| egre | scratch | 0.600 (0.550 to 0.650) |" in MINIATURE["miniature-ablation"](report)
-    assert "| lare | — | 0.600" in MINIATURE["miniature-raw"](report)
-    assert "| 200 | 0.6000 ± 0.0500 |" in MINIATURE["miniature-timesteps"](report)
-    for part in ("why", "noise", "timesteps_trained", "cost"):
-        name = f"miniature-{part.replace('_', '-')}"
-        assert MINIATURE[name]({**report, part: None}).startswith("*Not measured yet: `python benchmarks/miniature.py")
-
-
-@pytest.mark.slow
-def test_every_stage_twice(tmp_path, capsys):
-    """From a clean folder, then from what was kept: the same report; its model folder builds (see test_export).
-
-    The sweeps take as long as all the rest: LARE2_MINIATURE=1 has them too.
-    """
-    work, out = tmp_path / "work", tmp_path / "report.json"
-    sweeps = "LARE2_MINIATURE" in os.environ
-    arguments = ["--quick", "--work", str(work), "--out", str(out), *([] if sweeps else ["--no-sweeps"])]
-    assert miniature.main([*arguments, "--model", str(tmp_path / "model")]) == 0
-    first = json.loads(out.read_text())
-    assert set(first["ablation"]) >= {"scratch/lare", "pretrained/egre", "scratch/egre-v7"}
-    assert first["cost"] is None
-    left_out = ("cost",) if sweeps else ("cost", "why", "noise", "timesteps_trained")
-    assert_tables({**first, **{name: sample_report()[name] for name in left_out}})
-    assert miniature.main(arguments) == 0
-    assert json.loads(out.read_text()) == first
-    sources = open_model_folder(tmp_path / "model")
-    assert sources.demonstration
-    assert sources.vae().config.scaling_factor == 1.0
-    sources.clip_backbone()
-    sources.egre()
-    assert miniature.main([*arguments, "--model", str(tmp_path / "model")]) == 2
-    assert "exists already" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not RESULT.exists(), reason="the full run has not been committed")
-class TestCommittedReport:
-    report = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-
-    def test_it_is_of_this_protocol_and_these_photographs(self):
-        assert self.report["protocol"] == json.loads(json.dumps(asdict(FULL)))
-        rows = read_table()
-        of_group = split_groups(rows, FULL)
-        assert self.report["key"] == key_of(FULL, {row.sha256: of_group[row.group] for row in rows})
-
-    def test_its_data_are_those_of_the_table(self, tmp_path):
-        assert data_facts(Work(tmp_path, FULL, lambda line: None)) == self.report["data"]
