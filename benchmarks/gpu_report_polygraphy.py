@@ -33,8 +33,9 @@ def second_opinion(bundle: Bundle, case: Case) -> dict[str, Any]:
     except ImportError as error:
         raise RefusedError(f"Polygraphy cannot be imported ({error}): pip install polygraphy onnxruntime") from error
     method = bundle.manifest.method
-    sizes = {"image_size": method.image_size, "crop_size": method.crop_size}
-    pixels = preprocess(procedural_pictures()[0], bundle.manifest.policy, **sizes)
+    pixels = preprocess(
+        procedural_pictures()[0], bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size
+    )
     values: dict[str, NDArray[Any]] = {
         "image": pixels.image[None],
         "crop": pixels.crop[None],

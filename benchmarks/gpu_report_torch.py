@@ -30,6 +30,8 @@ class Chain(nn.Module):
     prompt_embeds: Tensor
     posterior: Tensor
     ensemble: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, reference: Lare2Reference, dtype: torch.dtype) -> None:
         super().__init__()
@@ -71,7 +73,8 @@ class Chain(nn.Module):
         steps = self.timestep.expand(images * draws)
         prediction = self.unet(noisy.to(self.dtype), steps, encoder_hidden_states=prompt, return_dict=False)[0]
         target = self.signal * noises - self.level * latents if self.velocity else noises
-        return (prediction.float() - target).square().view(images, draws, *latent.shape[1:]).mean(dim=1)
+        error: Tensor = (prediction.float() - target).square().view(images, draws, *latent.shape[1:]).mean(dim=1)
+        return error
 
 
 class TorchRunner:

@@ -53,8 +53,10 @@ def _unmeasured(reason: str) -> dict[str, Any]:
 def _measure(case: Case) -> dict[str, Any]:
     bundle = open_bundle(case.bundle)
     method, policy = bundle.manifest.method, bundle.manifest.policy
-    sizes = {"image_size": method.image_size, "crop_size": method.crop_size}
-    pictures = [preprocess(picture, policy, **sizes) for picture in procedural_pictures()]
+    pictures = [
+        preprocess(picture, policy, image_size=method.image_size, crop_size=method.crop_size)
+        for picture in procedural_pictures()
+    ]
     expected, source = expected_answers(bundle, Path(case.reference) if case.reference is not None else None)
     module, _, function = case.opener.partition(":")
     begin = time.perf_counter()

@@ -180,8 +180,8 @@ def write(photos: Iterator[Photo], out: Path) -> int:
             "width": size[0],
             "height": size[1],
         }
-    with (out / "photos.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, next(iter(rows.values())).keys(), lineterminator="\n")
+    with (out / "photos.csv").open("w", newline="") as table:
+        writer = csv.DictWriter(table, next(iter(rows.values())).keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[file] for file in sorted(rows))
     return len(rows)

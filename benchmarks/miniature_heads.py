@@ -195,7 +195,7 @@ def train_head(
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=1e-2)
     steps, step = epochs * (len(examples) // batch), 0
     for _ in range(epochs):
-        for chosen in torch.randperm(len(examples)).split(batch):
+        for chosen in torch.split(torch.randperm(len(examples)), batch):
             if len(chosen) < batch:
                 break
             cosine(optimiser, rate, step, steps, warm=20)
@@ -234,7 +234,7 @@ def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
 
 def _step(optimiser: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> None:
     optimiser.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(module.parameters(), _BOUND)
     optimiser.step()
 

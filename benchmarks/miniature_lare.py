@@ -52,7 +52,8 @@ class Extraction:
     @torch.no_grad()
     def maps(self, latent: Tensor, ensemble: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
         """Return LaRE [N,4,32,32]: the squared error of the predicted noise, averaged over the draws [E,4,32,32]."""
-        return self.errors(latent, ensemble[None].repeat(len(latent), 0), timestep).mean(axis=1)
+        errors = self.errors(latent, ensemble[None].repeat(len(latent), 0), timestep)
+        return np.asarray(errors.mean(axis=1))
 
     @torch.no_grad()
     def errors(self, latent: Tensor, noise: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:

@@ -114,7 +114,9 @@ def _without_scale(egre: Egre, scale: float) -> Egre:
         reader = egre.esr.bias if egre.config.head == "v6" else egre.esr.lare_tokens
         assert isinstance(reader, nn.Conv2d)
         reader.weight /= scale
-        egre.ecr.gate[0].weight /= scale  # type: ignore[operator]
+        gate = egre.ecr.gate[0]
+        assert isinstance(gate, nn.Linear)
+        gate.weight /= scale
     return egre.half().float().eval()
 
 

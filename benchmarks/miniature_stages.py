@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,9 +112,9 @@ class Work:
             self.keep(file.name, lambda path: save_file(state, path))
         vae = AutoencoderKL(**{**VAE, "scaling_factor": 1.0})
         del vae.decoder, vae.post_quant_conv
-        both = nn.ModuleDict({"vae": vae, "decoder": vae_training.Decoder()})
-        both.load_state_dict(load_file(file))
-        return both["vae"].float().eval(), both["decoder"].float().eval()
+        decoder = vae_training.Decoder()
+        nn.ModuleDict({"vae": vae, "decoder": decoder}).load_state_dict(load_file(file))
+        return vae.float().eval(), decoder.float().eval()
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
@@ -195,7 +195,7 @@ class Work:
             energy = {name: kept[f"energy-{name}"] for name in lare}
         return Sets({name: pictures[name] for name in lare}, lare, energy, pictures["photo"], pictures["group"])
 
-    def _pictures(self, split: str) -> dict[str, NDArray[np.uint8]]:
+    def _pictures(self, split: str) -> dict[str, NDArray[Any]]:
         file = self.path(f"pictures-{split}.npz")
         if not file.exists():
             found = self._generate(split)
@@ -204,12 +204,12 @@ class Work:
             return {name: kept[name] for name in kept.files}
 
     @torch.no_grad()
-    def _generate(self, split: str) -> dict[str, NDArray[np.uint8]]:
+    def _generate(self, split: str) -> dict[str, NDArray[Any]]:
         """Real pictures, their round trip, and what the diffusion model makes of or beside them."""
         real = self.cut(split)
         clean = self.latents(real.pixels).mean
         table = unet_training.alpha_bars()
-        found = {"real": real.pixels, "photo": real.photo, "group": real.group}
+        found: dict[str, NDArray[Any]] = {"real": real.pixels, "photo": real.photo, "group": real.group}
         found["roundtrip"] = self._decode(clean)
         for name in GENERATORS if split == "test" else (SEEN,):
             # One stream a set: a generator that is added or left out does not move the others.
@@ -240,6 +240,6 @@ class Work:
         return np.concatenate([as_pictures(decoder(latent[k : k + 128])) for k in range(0, len(latent), 128)])
 
 
-def _save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
+def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     with path.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -200,7 +201,7 @@ def complexity(work: Work) -> dict[str, Any]:
     resamples = Resamples(test.group, count=work.protocol.bootstrap)
     fit = complexity_of(train)
     out: dict[str, Any] = {"correlation_on_training_pictures": fit.correlation, "quadratic": list(fit.coefficients)}
-    kinds = {
+    kinds: dict[str, Callable[[Sets, str], NDArray[np.float64]]] = {
         "energy": lambda s, n: s.energy[n].astype(np.float64),
         "lare": mean_lare,
         "normalised": lambda s, n: fit.normalised(mean_lare(s, n), s.energy[n].astype(np.float64)),

@@ -107,7 +107,7 @@ def train(
         level = table[timestep].view(-1, 1, 1, 1)
         loss = (predict(unet, level.sqrt() * clean + (1 - level).sqrt() * noise, timestep, prompt) - noise).square()
         optimiser.zero_grad()
-        loss.mean().backward()
+        loss.mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimiser.step()
         average(averaged, unet, min(0.9985, (1 + step) / (10 + step)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,9 @@ class Decoder(nn.Module):
         self.last = nn.Conv2d(width, _PIXELS, 3, padding=1)
         self.smooth = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 3, 3, padding=1))
         for conv in (self.last, self.smooth[2]):
+            assert isinstance(conv, nn.Conv2d)
             nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(_bias(conv))
 
     def forward(self, latent: Tensor) -> Tensor:
         """See the class."""
@@ -57,11 +59,17 @@ class _Residual(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        nn.init.zeros_(_bias(self.second))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,C,h,w] in and out."""
-        return x + self.second(F.silu(self.first(F.silu(x))))
+        out: Tensor = x + self.second(F.silu(self.first(F.silu(x))))
+        return out
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
 
 
 class Components:
@@ -122,7 +130,7 @@ def new_autoencoder(components: Components) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def _through_the_norm(encoder: nn.Module) -> None:
+def _through_the_norm(encoder: Any) -> None:  # noqa: ANN401 - diffusers is untyped
     """Carry the components p through GroupNorm and SiLU unchanged: silu(p) − silu(−p) = p.
 
     Each group gets one component, its negative, and two constants ±``_ANCHOR`` that alone make its variance.
@@ -147,7 +155,7 @@ def _set(conv: nn.Conv2d, values: dict[tuple[int, int, int, int], float], *, row
     """Set single weights; the given output channels (all by default) are zero but for them."""
     rows = rows if rows is not None else range(conv.out_channels)
     conv.weight[rows.start : rows.stop] = 0
-    conv.bias[rows.start : rows.stop] = 0
+    _bias(conv)[rows.start : rows.stop] = 0
     for place, value in values.items():
         conv.weight[place] = value
 
@@ -181,13 +189,14 @@ def train(
     vae, decoder = new_autoencoder(components), Decoder()
     with torch.no_grad():
         decoder.linear.weight.copy_(components.up.float()[:, :, None, None])
-        decoder.linear.bias.copy_(components.mean.float())
+        _bias(decoder.linear).copy_(components.mean.float())
     held = as_tensor(validation)
     facts = {"psnr_components": psnr(vae, decoder, held)}
     trained = nn.ModuleList([vae.encoder.down_blocks[1:], vae.encoder.mid_block, vae.encoder.conv_norm_out])
     trained.extend([vae.encoder.conv_out, decoder])
-    averaged = copy.deepcopy(nn.ModuleList([vae, decoder]))
     live = nn.ModuleList([vae, decoder])
+    averaged_vae, averaged_decoder = copy.deepcopy((vae, decoder))
+    averaged = nn.ModuleList([averaged_vae, averaged_decoder])
     optimiser = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=1e-4, betas=(0.9, 0.99))
     for step in range(steps):
         cosine(optimiser, 1e-3, step, steps, warm=50)
@@ -197,13 +206,13 @@ def train(
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = _distance(y, x) + 1e-3 * kl
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimiser.step()
         average(averaged, live, min(0.995, (1 + step) / (10 + step)))
         if step % 50 == 0:
             say(f"autoencoder: step {step} of {steps}, loss {loss.item():.4f}")
-    vae, decoder = averaged[0], averaged[1]
+    vae, decoder = averaged_vae, averaged_decoder
     facts["psnr"] = psnr(vae, decoder, held)
     facts["posterior_deviation"] = _normalise(vae, decoder, pictures)
     return vae.eval(), decoder.eval(), facts
@@ -222,7 +231,7 @@ def _normalise(vae: AutoencoderKL, decoder: Decoder, pictures: NDArray[np.uint8]
     vae.quant_conv.bias[LATENT:] -= 2 * deviation.log()
     for conv in (decoder.linear, decoder.first):
         # The padding of ``first`` now stands for the latent's mean instead of zero: the rim changes a little.
-        conv.bias += (conv.weight * shift.view(1, -1, 1, 1)).sum((1, 2, 3))
+        _bias(conv).add_((conv.weight * shift.view(1, -1, 1, 1)).sum((1, 2, 3)))
         conv.weight *= deviation.view(1, -1, 1, 1)
     spread = torch.cat([torch.exp(0.5 * v) for _, v in moments])
     return float((spread / deviation.view(1, -1, 1, 1)).mean())

@@ -135,7 +135,7 @@ class EngineRunner:
     def check(self, picture: Pixels) -> Arrays:
         """See ``Runner.check``; ``probed_lare`` is the LaRE of the graph with the further output."""
         assert isinstance(self._engine, ComponentChain)
-        inputs = {"image": picture.image[None], "posterior_noise": self._noise.posterior}
+        inputs: Arrays = {"image": picture.image[None], "posterior_noise": self._noise.posterior}
         latent = np.array(self._engine.components["vae_encoder"](inputs)["latent"])
         arrays = {**self.run(picture), "latent": latent}
         if self._predictions:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +27,7 @@ from lare2_rt.manifest import MANIFEST, NOISE, NOTICE, PARITY, FileEntry, Manife
 from lare2_rt.preprocess import Pixels
 
 PROBED = "probed"
-_STEP = "unet_step"
+_STEP: Final = "unet_step"
 
 
 def make_bundle(setup: Setup) -> dict[str, Any]:

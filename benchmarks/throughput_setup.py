@@ -83,8 +83,8 @@ class Setup:
         from lare2_rt.preprocess import preprocess
 
         manifest = self.opened().manifest
-        sizes = {"image_size": manifest.method.image_size, "crop_size": manifest.method.crop_size}
-        return [preprocess(path, manifest.policy, **sizes) for path in self.images]
+        image_size, crop_size = manifest.method.image_size, manifest.method.crop_size
+        return [preprocess(path, manifest.policy, image_size=image_size, crop_size=crop_size) for path in self.images]
 
     def folder(self, name: str) -> Path:
         """Return the folder of one thing that is built."""
