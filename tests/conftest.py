@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,90 @@ def lare2_rt(tmp_path):
         return subprocess.run(command, cwd=cwd, capture_output=True, check=False, timeout=120, **options)
 
     return run
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Run the command in this process, in an empty folder; returns (exit code, standard output, standard error)."""
+    from commands import ENDING
+
+    from lare2_rt.cli import main
+
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lare2-rt", *map(os.fspath, arguments)])
+        before = [signal.getsignal(number) for number in ENDING]
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert before == [signal.getsignal(number) for number in ENDING]
+        return (left.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """An instant engine in the place of all others."""
+    from fake_engine import FakeEngine
+
+    from lare2_rt import engines
+
+    engine = FakeEngine()
+    monkeypatch.setattr(engines, "ENGINES", (engine,))
+    return engine
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Six pictures of different brightness."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("small")
+    for i in range(6):
+        Image.new("RGB", (16, 16), (40 * i,) * 3).save(folder / f"{i}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def open_project():
+    """A copy of the runtime that every user may read and, inside it, a folder that only NOBODY may write."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    import onnxruntime
+    from commands import NOBODY
+
+    import lare2_rt
+
+    for folder in Path(onnxruntime.__file__).parents:
+        if folder.stat().st_mode & 0o005 != 0o005:
+            pytest.skip(f"other users cannot use this environment: {folder} is closed to them")
+    # Folders made by pytest are closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        here = Path(name)
+        here.chmod(0o755)
+        shutil.copytree(Path(lare2_rt.__file__).parent, here / "lare2_rt", ignore=shutil.ignore_patterns("__pycache__"))
+        (here / "in").mkdir()
+        os.chown(here / "in", NOBODY, NOBODY)
+        yield here
+
+
+@pytest.fixture(params=["capabilities", "another user"])
+def unprivileged(request, tmp_path, small):
+    """(folder, run): run the command there without root's rights, in two ways."""
+    from commands import AS_NOBODY, NOBODY, without_privileges
+
+    folder, command, options = tmp_path, ["-m", "lare2_rt"], {"preexec_fn": without_privileges}
+    if request.param == "another user":
+        project = request.getfixturevalue("open_project")
+        folder = Path(tempfile.mkdtemp(dir=project / "in"))
+        os.chown(folder, NOBODY, NOBODY)
+        command, options = ["-c", AS_NOBODY, small[0]], {"env": {**os.environ, "PYTHONPATH": str(project)}}
+
+    def run(*arguments):
+        line = [sys.executable, *map(os.fspath, command), *map(os.fspath, arguments)]
+        return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False, timeout=60, **options)
+
+    return folder, run

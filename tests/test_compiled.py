@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import without_privileges
 from fake_engine import need_engine
 from processes import environment
-from test_failures import without_privileges
 
 from lare2_rt import Detector, compiled
 from lare2_rt.cli.cache import clear, show

@@ -13,7 +13,6 @@ import pytest
 from conftest import ROOT
 from fake_engine import need_engine
 from processes import environment
-from test_failures import command  # noqa: F401 - a fixture
 
 from lare2_rt import doctor, engines
 from lare2_rt.compiled import CompiledCache
@@ -402,12 +401,12 @@ class TestCommand:
     def quick(self, monkeypatch):
         monkeypatch.setattr(engines, "ENGINES", engines.ENGINES[:1])
 
-    def test_healthy(self, command):  # noqa: F811
+    def test_healthy(self, command):
         code, out, said = command("doctor")
         assert (code, said) == (0, "")
         assert out.splitlines()[-1].endswith(" 0 bad")
 
-    def test_broken_and_json(self, command, monkeypatch, tmp_path):  # noqa: F811
+    def test_broken_and_json(self, command, monkeypatch, tmp_path):
         home = tmp_path / "someone"
         home.mkdir()
         monkeypatch.setenv("HOME", str(home))
@@ -434,7 +433,7 @@ class TestCommand:
             if finding["status"] in ("warn", "bad"):
                 assert finding["remedy"]
 
-    def test_what_cannot_work_is_not_looked_at(self, command, plant):  # noqa: F811
+    def test_what_cannot_work_is_not_looked_at(self, command, plant):
         plant("numpy", "1.21.6")
         code, out, _ = command("doctor")
         assert code == 1

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import without_privileges
 from conftest import PHOTOS
 from extract_child import MapEngine
 from image_sets import here, picture, snapshot, tree
-from test_failures import without_privileges
 
 from lare2_rt import Detector, EngineError, UsageError, engines
 from lare2_rt.datasets import build_index, write_index

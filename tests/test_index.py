@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import without_privileges
 from image_sets import here, picture, snapshot, tree
-from test_failures import without_privileges
 from test_hostile import NAMES
 
 from lare2_rt.datasets import build, read_index

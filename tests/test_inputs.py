@@ -12,10 +12,10 @@ from pathlib import Path
 import damage
 import numpy as np
 import pytest
+from commands import SUMMARY, sentences
 from conftest import ROOT
 from PIL import Image
 from processes import environment
-from test_failures import SUMMARY, command, fake, sentences  # noqa: F401 - fixtures
 
 from lare2_rt import ImageError, UsageError
 from lare2_rt.decode import open_image
@@ -101,7 +101,7 @@ class TestLists:
         monkeypatch.chdir(tmp_path)
         assert expand_names(["[a].jpg", "*.jpg", "f"]) == ["[a].jpg", "*.jpg", "f/b.jpg"]
 
-    def test_command(self, command, fake, tmp_path):  # noqa: F811
+    def test_command(self, command, fake, tmp_path):
         names = ["b.png", "two\nlines.png", "a.png"]
         for name in names:
             picture(tmp_path / "here" / name)
@@ -184,7 +184,7 @@ class TestHeic:
         assert not is_heif(b"")
         assert not is_heif(b"\0\0\0\x18ftyp")
 
-    def test_without_the_extra(self, content, monkeypatch, command, fake, tmp_path):  # noqa: F811
+    def test_without_the_extra(self, content, monkeypatch, command, fake, tmp_path):
         monkeypatch.setitem(sys.modules, "pillow_heif", None)
         with pytest.raises(ImageError, match=re.escape("pip install 'lare2-rt[heic]'")):
             open_image(content)
@@ -215,14 +215,14 @@ class TestEnd:
     def judging(self, monkeypatch):
         monkeypatch.setattr(Manifest, "rule", property(lambda self: DecisionRule("calibrated", 0.55, 0.7)))
 
-    def test_summary(self, command, fake, album, judging):  # noqa: F811
+    def test_summary(self, command, fake, album, judging):
         _, _, said = command("infer", ".")
         last = said.splitlines()[-1].removeprefix("lare2-rt: ")
         assert SUMMARY.match(last)
         assert last.endswith(" s: 2 generated, 1 real, 1 unsure, 1 failed")
         assert not SUMMARY.search(command("infer", "0.png")[2].splitlines()[-1])
 
-    def test_fail_fast(self, command, fake, album, tmp_path):  # noqa: F811
+    def test_fail_fast(self, command, fake, album, tmp_path):
         code, out, said = command("infer", ".", "--fail-fast", "--format", "jsonl")
         assert code == 1
         assert [json.loads(line)["source"] for line in out.splitlines()] == ["./0.png", "./1.png", "./2.png"]
@@ -231,13 +231,13 @@ class TestEnd:
         assert (tmp_path / "here/r.jsonl.partial").exists()
         assert command("infer", "0.png", "--fail-fast")[0] == 0
 
-    def test_fail_on_generated(self, command, fake, album, judging):  # noqa: F811
+    def test_fail_on_generated(self, command, fake, album, judging):
         assert command("infer", "0.png", "1.png", "--fail-on", "generated")[0] == 0
         assert command("infer", "0.png", "4.png", "--fail-on", "generated")[0] == 3
         assert command("infer", "2.png", "--fail-on", "generated")[0] == 1
         assert command("infer", ".", "--fail-on", "generated")[0] == 3  # weighs more than the file that failed
 
-    def test_a_gate_that_could_never_close(self, command, fake, album, untrained):  # noqa: F811
+    def test_a_gate_that_could_never_close(self, command, fake, album, untrained):
         arguments = ("--fail-on", "generated", "--threshold", "0.5", "--bundle", str(untrained))
         code, out, said = command("infer", ".", *arguments)
         assert (code, out) == (2, "")
@@ -254,7 +254,7 @@ class TestEnd:
             (["--max-pixels", "500M", "--no-isolate"], "leave --no-isolate out"),
         ],
     )
-    def test_limits_that_are_none(self, command, fake, album, arguments, words):  # noqa: F811
+    def test_limits_that_are_none(self, command, fake, album, arguments, words):
         code, _, said = command("infer", "0.png", *arguments)
         assert code == 2
         assert words in said

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from PIL import Image
-from test_failures import command  # noqa: F401 - a fixture
 
 from lare2_rt import engines
 from lare2_rt.cli import app
@@ -66,7 +65,7 @@ def test_inputs_figures():
 
 
 @pytest.mark.slow
-def test_doctor(command, monkeypatch):  # noqa: F811
+def test_doctor(command, monkeypatch):
     monkeypatch.setattr(engines, "ENGINES", engines.ENGINES[:1])
     found = lines(DOCTOR)
     assert len(found) == 2

@@ -12,10 +12,10 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+from commands import listing
 from conftest import ROOT
 from PIL import Image
 from processes import environment
-from test_failures import command, fake, listing, sentences  # noqa: F401 - fixtures
 
 from lare2_rt.detection import DecisionRule
 from lare2_rt.locks import acquire
@@ -130,7 +130,7 @@ def check_kills(pictures, whole, tmp_path, form, seed):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_cut_at_every_byte_of_the_last_lines(command, fake, pictures, whole, tmp_path, form):  # noqa: F811
+def test_cut_at_every_byte_of_the_last_lines(command, fake, pictures, whole, tmp_path, form):
     """Whatever a kill leaves of the file in the making, the next run makes it whole."""
     target, partial = tmp_path / f"r.{form}", tmp_path / f"r.{form}.partial"
     lines = "csv" if form == "csv" else "jsonl"
@@ -157,7 +157,7 @@ def test_cut_at_every_byte_of_the_last_lines(command, fake, pictures, whole, tmp
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_complete_file_takes_what_is_new(command, fake, pictures, whole, tmp_path, form):  # noqa: F811
+def test_a_complete_file_takes_what_is_new(command, fake, pictures, whole, tmp_path, form):
     target, files = tmp_path / f"r.{form}", sorted(map(str, pictures.iterdir()))
     line = ("infer", "--resume", "--out", target, "--threshold", "0.5")
     assert command(*line, *files[20:])[0] == 1
@@ -177,7 +177,7 @@ def test_a_complete_file_takes_what_is_new(command, fake, pictures, whole, tmp_p
     assert listing(tmp_path) == ["here", target.name]
 
 
-def test_a_path_given_twice_has_two_results(command, fake, pictures, tmp_path):  # noqa: F811
+def test_a_path_given_twice_has_two_results(command, fake, pictures, tmp_path):
     target, name = tmp_path / "r.jsonl", str(pictures / "01.png")
     line = ("infer", "--resume", "--out", target)
     assert command(*line, name)[0] == 0
@@ -188,7 +188,7 @@ def test_a_path_given_twice_has_two_results(command, fake, pictures, tmp_path): 
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_interrupted_run_can_be_resumed_whether_it_said_so_or_not(command, fake, pictures, whole, tmp_path, form):  # noqa: F811
+def test_an_interrupted_run_can_be_resumed_whether_it_said_so_or_not(command, fake, pictures, whole, tmp_path, form):
     target = tmp_path / f"r.{form}"
     for more in ((), ("--resume",)):
 
@@ -208,7 +208,7 @@ def test_an_interrupted_run_can_be_resumed_whether_it_said_so_or_not(command, fa
         target.unlink()
 
 
-def test_fail_on_counts_earlier_results(command, fake, pictures, tmp_path, monkeypatch):  # noqa: F811
+def test_fail_on_counts_earlier_results(command, fake, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(Manifest, "rule", property(lambda self: DecisionRule("calibrated", 0.3, 0.7)))
     target, bright = tmp_path / "r.csv", str(pictures / "38.png")
     line = ("infer", "--resume", "--out", target, "--threshold", "0.5", "--fail-on", "generated")
@@ -217,7 +217,7 @@ def test_fail_on_counts_earlier_results(command, fake, pictures, tmp_path, monke
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_what_cannot_be_resumed_is_left_alone(command, fake, pictures, tmp_path, form):  # noqa: F811
+def test_what_cannot_be_resumed_is_left_alone(command, fake, pictures, tmp_path, form):
     target, partial = tmp_path / f"r.{form}", tmp_path / f"r.{form}.partial"
     picture = str(pictures / "01.png")
     line = ("infer", picture, "--resume", "--out", target)
@@ -258,7 +258,7 @@ def test_what_cannot_be_resumed_is_left_alone(command, fake, pictures, tmp_path,
         (("--out", "no/r.csv"), "does not exist"),
     ],
 )
-def test_refusals(command, pictures, more, words):  # noqa: F811
+def test_refusals(command, pictures, more, words):
     code, _, said = command("infer", pictures, "--resume", *more)
     assert code == 2
     assert words in said
@@ -273,7 +273,7 @@ def test_damage_in_the_midst_is_named(tmp_path):
         read_earlier(path, "csv")
 
 
-def test_parquet_has_the_fields_of_the_record(whole, command, fake, pictures, tmp_path):  # noqa: F811
+def test_parquet_has_the_fields_of_the_record(whole, command, fake, pictures, tmp_path):
     assert command("infer", pictures / "01.png", "--out", tmp_path / "r.parquet")[0] == 0
     assert command("infer", pictures / "01.png", "--out", tmp_path / "r.jsonl")[0] == 0
     (row,) = read_records(tmp_path / "r.parquet")
