@@ -37,6 +37,7 @@ from lare2_rt.threads import available_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/miniature.json"
+IMAGES = ROOT / "docs/images"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +73,10 @@ def _run(given: argparse.Namespace, say: Say) -> dict[str, Any]:
     work = Work(given.work, QUICK if given.quick else FULL, say)
     say(f"{len(work.rows)} photographs; results are kept in {work.folder}")
     other = read_other(given.compare, work.key) if given.compare is not None else None
+    out = given.out or (work.path("report.json") if given.quick else RESULT)
+    images = given.images or (IMAGES if out == RESULT else None)
+    for folder in (out.parent, *([images] if images is not None else [])):
+        folder.mkdir(parents=True, exist_ok=True)  # now, not after an hour
     content = report(work, sweeps=not given.no_sweeps)
     content["cost"] = _cost(work, given.cost_rounds) if given.cost_rounds else _kept_cost(work)
     if given.model is not None:
@@ -82,11 +87,11 @@ def _run(given: argparse.Namespace, say: Say) -> dict[str, Any]:
     if other is not None:
         content["compared"] = compare(content, other)
         say(in_words(content["compared"]))
-    out = given.out or (work.path("report.json") if given.quick else RESULT)
     write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
-    images = ROOT / "docs/images" if out == RESULT else out.parent
-    for path in (out, *draw(content, images), contact_sheet(work, images)):
-        say(f"wrote {path}")
+    say(f"wrote {out}")
+    if images is not None:
+        for path in (*draw(content, images), contact_sheet(work, images)):
+            say(f"wrote {path}")
     return content
 
 
@@ -95,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="five minutes; every stage, no findings")
     parser.add_argument("--work", type=Path, default=ROOT / ".miniature", help="where stages are kept (.miniature)")
     parser.add_argument("--model", type=Path, help="also write the trained model folder here")
-    parser.add_argument("--out", type=Path, help="the report (benchmarks/results/miniature.json); figures go beside it")
+    parser.add_argument("--out", type=Path, help="the report (benchmarks/results/miniature.json)")
+    parser.add_argument("--images", type=Path, help="folder of the figures (docs/images; with --out or --quick none)")
     parser.add_argument("--compare", type=Path, help="an earlier report; exit code 1 when a figure leaves its interval")
     parser.add_argument(
         "--no-sweeps", action="store_true", help="leave out draws, per-image noise and trained timesteps"

@@ -111,8 +111,10 @@ def test_every_stage_twice(tmp_path, capsys):
     assert first["cost"] is None
     left_out = ("cost",) if sweeps else ("cost", "why", "noise", "timesteps_trained")
     assert_tables({**first, **{name: sample_report()[name] for name in left_out}})
-    assert {path.name for path in tmp_path.iterdir()} >= {"miniature-pictures.jpg", "miniature-ablation.svg"}
-    assert miniature.main([*arguments, "--compare", str(out)]) == 0
+    assert not list(tmp_path.rglob("*.jpg"))
+    assert miniature.main([*arguments, "--compare", str(out), "--images", str(tmp_path / "images")]) == 0
+    figures = {path.name for path in (tmp_path / "images").iterdir()}
+    assert figures == {"miniature-pictures.jpg", "miniature-ablation.svg", "miniature-timesteps.svg"}
     again = json.loads(out.read_text())
     compared = again.pop("compared")
     assert again == first
