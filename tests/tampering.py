@@ -1,11 +1,17 @@
-"""What an attacker, or a bad disk, does to a bundle."""
+"""What an attacker, or a bad disk, does to a bundle, and how opening it answers."""
 
 import json
 
+import pytest
 from pydantic import ValidationError
 
+from lare2_rt.bundle import open_bundle
+from lare2_rt.errors import BundleError
 from lare2_rt.integrity import sha256_of
 from lare2_rt.manifest import MANIFEST, Manifest
+
+GRAPH = "egre.b1.fp32.portable.onnx"
+REMEDIES = ("again", "build one with", "check its access rights", "remove it", "install the lare2-rt")
 
 
 def read_manifest(folder):
@@ -37,3 +43,16 @@ def flip(path, position=None):
         byte = handle.read(1)[0]
         handle.seek(-1, 1)
         handle.write(bytes([byte ^ 0x55]))
+
+
+def refused(folder, *words, **options):
+    """Opening says why not in one printable sentence that ends in a remedy; returns it."""
+    with pytest.raises(BundleError) as caught:
+        open_bundle(folder, **options)
+    sentence = str(caught.value)
+    assert sentence.isprintable()
+    assert len(sentence) < 600
+    assert any(remedy in sentence for remedy in REMEDIES), sentence
+    for word in words:
+        assert word in sentence
+    return sentence

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-from dataclasses import asdict
 
 import pytest
 from conftest import ROOT
@@ -138,7 +137,7 @@ class TestCommittedReport:
     report = json.loads(RESULT.read_text()) if RESULT.exists() else {}
 
     def test_it_is_of_this_protocol_and_these_photographs(self):
-        assert self.report["protocol"] == json.loads(json.dumps(asdict(FULL)))
+        assert self.report["protocol"] == json.loads(json.dumps(FULL.facts()))
         rows = read_table()
         of_group = split_groups(rows, FULL)
         assert self.report["key"] == key_of(FULL, {row.sha256: of_group[row.group] for row in rows})
