@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def report(work: Work, *, sweeps: bool) -> dict[str, Any]:
     work.say("report")
     return {
         "schema": SCHEMA,
-        "protocol": asdict(work.protocol),
+        "protocol": work.protocol.facts(),
         "key": work.key,
         "machine": _machine(),
         "data": data_facts(work),

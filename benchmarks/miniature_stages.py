@@ -56,7 +56,7 @@ class Work:
 
     def __init__(self, folder: Path, protocol: Protocol, say: Say) -> None:
         self.protocol, self.say = protocol, say
-        self.rows = read_table()
+        self.rows = read_table()[:: protocol.every]
         of_group = split_groups(self.rows, protocol)
         self.key = key_of(protocol, {row.sha256: of_group[row.group] for row in self.rows})
         self.folder = folder / f"{protocol.name}-{self.key}"

@@ -211,7 +211,11 @@ _PARTS = {
 def again_table(report: Report) -> str:
     """How a report of a second run from nothing stands to the first; parts by name, with figures and numbers."""
     rows = [
-        [_PARTS[name], f"{part['inside']} of {part['figures']}", f"{part['same']} of {part['numbers']}"]
+        [
+            _PARTS[name],
+            f"{part['inside']} of {part['figures']}" if part["figures"] else "—",
+            f"{part['same']} of {part['numbers']}",
+        ]
         for name, part in report["compared"]["parts"].items()
     ]
     return number_table(["part", "figures within the first run's interval", "numbers equal to the last digit"], rows)

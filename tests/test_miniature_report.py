@@ -1,7 +1,6 @@
 """The miniature's report: tables, one report beside another, every stage once, and what is committed."""
 
 import json
-import os
 import re
 import sys
 
@@ -14,7 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import miniature
 from miniature_compare import compare, in_words
 from miniature_photos import read_table, split_groups
-from miniature_protocol import FULL, SEEN, key_of
+from miniature_protocol import FULL, QUICK, SEEN, key_of
 from miniature_report import data_facts
 from miniature_stages import Work
 from render_miniature import AGAIN, MINIATURE
@@ -60,6 +59,10 @@ class TestCompare:
         assert compared["outside"] == ([] if inside else [f"noise/fixed 1/{SEEN}/network"])
         assert in_words(compared).count(f"outside: noise/fixed 1/{SEEN}/network") == 1 - inside
 
+    def test_an_interval_reaches_as_far_as_its_own_figure(self):
+        assert compare(self.changed(0.7), self.changed(0.7))["outside"] == []
+        assert compare(self.changed(0.71), self.changed(0.7))["outside"] == [f"noise/fixed 1/{SEEN}/network"]
+
     def test_parts_that_one_lacks_are_named(self):
         report = {**sample_report(), "why": None}
         for one, other in ((report, sample_report()), (sample_report(), report)):
@@ -97,19 +100,15 @@ class TestCompare:
 
 @pytest.mark.slow
 def test_every_stage_twice(tmp_path, capsys):
-    """From a clean folder, then from what was kept: the same report; its model folder builds (see test_export).
-
-    The sweeps take as long as all the rest: LARE2_MINIATURE=1 has them too.
-    """
+    """From a clean folder, then from what was kept: the same report; its model folder builds (see test_export)."""
     work, out = tmp_path / "work", tmp_path / "report.json"
-    sweeps = "LARE2_MINIATURE" in os.environ
-    arguments = ["--quick", "--work", str(work), "--out", str(out), *([] if sweeps else ["--no-sweeps"])]
+    arguments = ["--quick", "--work", str(work), "--out", str(out)]
     assert miniature.main([*arguments, "--model", str(tmp_path / "model")]) == 0
     first = json.loads(out.read_text())
     assert set(first["ablation"]) >= {"scratch/lare", "pretrained/egre", "scratch/egre-v7"}
     assert first["cost"] is None
-    left_out = ("cost",) if sweeps else ("cost", "why", "noise", "timesteps_trained")
-    assert_tables({**first, **{name: sample_report()[name] for name in left_out}})
+    assert sum(part["photographs"] for part in first["data"]["splits"].values()) == -(-275 // QUICK.every)
+    assert_tables({**first, "cost": sample_report()["cost"]})
     assert not list(tmp_path.rglob("*.jpg"))
     assert miniature.main([*arguments, "--compare", str(out), "--images", str(tmp_path / "images")]) == 0
     figures = {path.name for path in (tmp_path / "images").iterdir()}
