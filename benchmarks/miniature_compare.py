@@ -61,13 +61,17 @@ def read_other(path: Path, key: str) -> dict[str, Any]:
 
 
 def in_words(compared: Mapping[str, Any]) -> str:
-    """Return one line on all parts together."""
+    """Return a line on all parts together, and one for every figure outside and every part that one does not have."""
     total = {k: sum(p[k] for p in compared["parts"].values()) for k in ("figures", "inside", "numbers", "same")}
     line = (
         f"{total['inside']} of {total['figures']} figures lie within the other report's intervals, "
         f"{total['same']} of {total['numbers']} numbers are equal"
     )
-    return line + "".join(f"\n  outside: {path}" for path in compared["outside"])
+    outside, left_out = (
+        [f"\n  {words}: {name}" for name in compared[key]]
+        for key, words in (("outside", "outside"), ("left_out", "in one report only"))
+    )
+    return line + "".join((*outside, *left_out))
 
 
 def _pairs(path: str, mine: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401 - JSON

@@ -68,6 +68,7 @@ class TestCompare:
         for one, other in ((report, sample_report()), (sample_report(), report)):
             compared = compare(one, other)
             assert compared["left_out"] == ["why"]
+            assert in_words(compared).endswith("\n  in one report only: why")
             assert "why" not in compared["parts"]
 
     def test_a_figure_that_one_lacks_is_refused(self):
