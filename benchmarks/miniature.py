@@ -75,7 +75,7 @@ def _run(given: argparse.Namespace, say: Say) -> dict[str, Any]:
     other = read_other(given.compare, work.key) if given.compare is not None else None
     out = given.out or (work.path("report.json") if given.quick else RESULT)
     images = given.images or (IMAGES if out == RESULT else None)
-    for folder in (out.parent, *([images] if images is not None else [])):
+    for folder in (out.parent, images or out.parent):
         folder.mkdir(parents=True, exist_ok=True)  # now, not after an hour
     content = report(work, sweeps=not given.no_sweeps)
     content["cost"] = _cost(work, given.cost_rounds) if given.cost_rounds else _kept_cost(work)

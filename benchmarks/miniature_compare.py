@@ -13,7 +13,7 @@ _NO_FINDINGS = ("schema", "protocol", "key", "machine", "data", "cost", "shipped
 
 
 def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, by part that both have, how a report stands to another of the same protocol and photographs.
+    """Return, by part that both have, how a report stands to another of its protocol and photographs, both as read.
 
     Returns:
         ``parts``: name -> ``figures`` with an interval in ``other``, how many of them lie ``inside`` it, all
@@ -39,7 +39,7 @@ def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
                     outside.append(path)
             else:
                 part["numbers"] += 1
-                part["same"] += int(mine == theirs)
+                part["same"] += mine == theirs
         parts[name] = part
     return {"parts": parts, "outside": outside, "left_out": [name for name in names if name not in both]}
 
@@ -67,26 +67,20 @@ def in_words(compared: Mapping[str, Any]) -> str:
         f"{total['inside']} of {total['figures']} figures lie within the other report's intervals, "
         f"{total['same']} of {total['numbers']} numbers are equal"
     )
-    outside, left_out = (
-        [f"\n  {words}: {name}" for name in compared[key]]
-        for key, words in (("outside", "outside"), ("left_out", "in one report only"))
-    )
-    return line + "".join((*outside, *left_out))
+    outside = (f"  outside: {path}" for path in compared["outside"])
+    left_out = (f"  in one report only: {name}" for name in compared["left_out"])
+    return "\n".join((line, *outside, *left_out))
 
 
 def _pairs(path: str, mine: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401 - JSON
     """Every interval as a pair, and every number of both, those of intervals too."""
-    if isinstance(theirs, dict):
-        if not isinstance(mine, dict) or set(mine) != set(theirs):
-            raise ValueError(f"{path} has other entries in the two reports; write both with one version of the code")
-        if set(theirs) == _INTERVAL:
-            yield path, mine, theirs
-        for key in theirs:
-            yield from _pairs(f"{path}/{key}", mine[key], theirs[key])
-    elif isinstance(theirs, list):
-        if not isinstance(mine, list) or len(mine) != len(theirs):
-            raise ValueError(f"{path} has other entries in the two reports; write both with one version of the code")
-        for number, (one, two) in enumerate(zip(mine, theirs, strict=True)):
-            yield from _pairs(f"{path}/{number}", one, two)
-    else:
-        yield path, mine, theirs
+    one, two = (dict(enumerate(values)) if isinstance(values, list) else values for values in (mine, theirs))
+    if not isinstance(two, dict):
+        yield path, one, two
+        return
+    if not isinstance(one, dict) or set(one) != set(two):
+        raise ValueError(f"{path} has other entries in the two reports; write both with one version of the code")
+    if set(two) == _INTERVAL:
+        yield path, one, two
+    for key in two:
+        yield from _pairs(f"{path}/{key}", one[key], two[key])

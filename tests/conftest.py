@@ -200,7 +200,7 @@ def command(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """An instant engine in the place of all others."""
+    """An instant engine in the place of all others: the brighter a picture, the more it is called generated."""
     from fake_engine import FakeEngine
 
     from lare2_rt import engines

@@ -6,12 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine
 from labelled import run_command, write_set
 from sklearn.calibration import _sigmoid_calibration
 from tampering import read_manifest, reseal
 
-from lare2_rt import Detector, engines
+from lare2_rt import Detector
 from lare2_rt.bundle import open_bundle
 from lare2_rt.calibration import FOLDS, calibrate, fit_scaling, images_needed, thresholds
 from lare2_rt.detection import DecisionRule
@@ -142,13 +141,6 @@ def test_scores_that_do_not_rise_are_refused():
 
 
 # The command
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    engine = FakeEngine()
-    monkeypatch.setattr(engines, "ENGINES", (engine,))
-    return engine
 
 
 @pytest.fixture

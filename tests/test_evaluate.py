@@ -31,14 +31,6 @@ QUICK = ("--resamples", "20", "--batch", "4")
 
 
 @pytest.fixture
-def fake(monkeypatch):
-    """An instant engine in the place of all others: the brighter a picture, the more it is called generated."""
-    engine = FakeEngine()
-    monkeypatch.setattr(engines, "ENGINES", (engine,))
-    return engine
-
-
-@pytest.fixture
 def evaluate(monkeypatch, capsys, tmp_path, request):
     """Run the command in an empty folder; drawing takes longest and is left to the test of the figures."""
     monkeypatch.chdir(tmp_path)

@@ -13,12 +13,11 @@ import damage
 import numpy as np
 import pytest
 from conftest import ROOT
-from fake_engine import FakeEngine
 from PIL import Image
 from processes import environment
 from test_hostile import black_png
 
-from lare2_rt import Detector, EngineError, ImageError, UsageError, engines
+from lare2_rt import Detector, EngineError, ImageError, UsageError
 from lare2_rt.decode_worker import DecodeTask
 from lare2_rt.isolated import Errand, IsolatedDecoder
 from lare2_rt.limits import MAX_PIXELS, Limits
@@ -98,13 +97,6 @@ def sized(tmp_path):
         return paths
 
     return write
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    engine = FakeEngine()
-    monkeypatch.setattr(engines, "ENGINES", (engine,))
-    return engine
 
 
 def test_same_bits_as_in_this_process(photos, tmp_path, monkeypatch):
