@@ -33,7 +33,7 @@ from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_ref.synthetic import synthetic
 from lare2_rt.atomic import atomic_text, check_target
 from lare2_rt.errors import Lare2Error, UsageError
-from lare2_rt.threads import available_threads
+from lare2_rt.machine import available_threads
 
 SCHEMA = "lare2-rt/build-cost/1"
 _START = Path(__file__).with_name("build_start.py")
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, str(_SCRIPT), "--out", str(bundle), *which]
     cost = watch(command, options.work, environment=environment)
     if cost.code != 0:
-        raise UsageError(f"the build ended with {cost.code}; see its last line above")
+        raise UsageError(f"the build ended with {cost.code}", remedy="see its last line above")
     time.sleep(3)  # only files that have stood still for a while are remembered by their hash
     starts = [_started(bundle, environment) for _ in ("checks every file", "finds them in the cache")]
     report = {
@@ -127,7 +127,7 @@ def _started(bundle: Path, environment: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, str(_START), str(bundle), photographs()[0]]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     if done.returncode != 0:
-        raise UsageError(f"{bundle} could not be started; see above")
+        raise UsageError(f"{bundle} could not be started", remedy="see above")
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

@@ -89,10 +89,10 @@ def load(path: Path) -> Reference:
             arrays = {name: stored[name] for name in OUTPUTS}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(
-            f"{path} holds no recorded answers ({error}); record them with benchmarks/gpu_reference.py"
+            f"{path} holds no recorded answers ({error})", remedy="record them with benchmarks/gpu_reference.py"
         ) from error
     if facts.get("schema") != SCHEMA:
-        raise BundleError(f"{path} is of another version; record it again with benchmarks/gpu_reference.py")
+        raise BundleError(f"{path} is of another version", remedy="record it again with benchmarks/gpu_reference.py")
     return Reference(facts, arrays)
 
 

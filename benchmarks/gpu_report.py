@@ -35,10 +35,10 @@ from gpu_report_table import page
 
 from lare2_rt.atomic import write_bytes
 from lare2_rt.bundle import open_bundle
-from lare2_rt.cli.console import Interrupted, answer_sigterm
+from lare2_rt.console import Interrupted, answer_sigterm
 from lare2_rt.engines.cuda_runtime import current_gpu
 from lare2_rt.errors import EngineError, Lare2Error, UsageError, first_line
-from lare2_rt.threads import available_threads
+from lare2_rt.machine import available_threads
 
 POLYGRAPHY = "Polygraphy"
 Record = dict[str, Any]
@@ -170,7 +170,7 @@ def _reference_facts(path: Path | None) -> str | None:
     try:
         return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({first_line(error)}); choose another --reference") from error
+        raise UsageError(f"{path} cannot be read ({first_line(error)})", remedy="choose another --reference") from error
 
 
 def _write(report: Record, out: str, no_gpu: str | None) -> None:

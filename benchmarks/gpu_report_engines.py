@@ -57,5 +57,5 @@ def open_engine_row(bundle: Bundle, case: Case) -> EngineRunner:
     opened = engine.open(bundle, options)
     if opened.info.batch != case.batch:
         opened.close()
-        raise EngineError(f"{engine.name} opened batch {opened.info.batch} instead of {case.batch}; report it")
+        raise EngineError(f"{engine.name} opened batch {opened.info.batch} instead of {case.batch}", remedy="report it")
     return EngineRunner(opened)

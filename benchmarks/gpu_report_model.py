@@ -77,7 +77,9 @@ def expected_answers(bundle: Bundle, reference: Path | None) -> tuple[Arrays, st
             return dict(found.arrays), f"recorded in {reference.name}"
         why = mismatch
     if bundle.selfcheck is None:
-        raise BundleError(f"{bundle.path} has no answers of the reference to compare with; build the bundle again")
+        raise BundleError(
+            f"{bundle.path} has no answers of the reference to compare with", remedy="build the bundle again"
+        )
     shape = (len(bundle.selfcheck), *bundle.manifest.method.latent_shape)
     answers = {"logits": bundle.selfcheck[:, :2], "lare": bundle.selfcheck[:, 2:].reshape(shape)}
     return answers, f"computed by PyTorch when the bundle was built here: {why}"

@@ -11,7 +11,7 @@ from gpu_report_cases import ROWS
 from throughput_setup import packages
 
 from lare2_rt._version import __version__
-from lare2_rt.engines.contract import installed_version
+from lare2_rt.engines.registry import installed_version
 from lare2_rt.errors import UsageError, first_line
 from lare2_rt.machine import cpu_facts
 
@@ -57,10 +57,10 @@ def resumed(path: Path, report: Record) -> Record:
     except FileNotFoundError:
         return report
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as a GPU report ({first_line(error)}); {_REMEDY}") from error
+        raise UsageError(f"{path} cannot be read as a GPU report ({first_line(error)})", remedy=_REMEDY) from error
     other = _other(found, report)
     if other is not None:
-        raise UsageError(f"{path} is {other}; {_REMEDY}")
+        raise UsageError(f"{path} is {other}", remedy=_REMEDY)
     # Another environment may have measured them: what it had is kept with each case.
     return {**report, "cases": found["cases"], "polygraphy": found["polygraphy"]}
 

@@ -33,7 +33,7 @@ from miniature_training import Say
 from lare2_ref.quiet import quieten_libraries
 from lare2_ref.sources import default_model_folder
 from lare2_rt.atomic import write_bytes
-from lare2_rt.threads import available_threads
+from lare2_rt.machine import available_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/miniature.json"

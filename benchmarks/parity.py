@@ -27,7 +27,7 @@ from lare2_rt.bundle import Bundle, open_bundle
 from lare2_rt.decode import SUFFIXES
 from lare2_rt.errors import Lare2Error, UsageError
 from lare2_rt.locate import embedded_bundle
-from lare2_rt.threads import available_threads
+from lare2_rt.machine import available_threads
 
 
 def main() -> int:
@@ -64,7 +64,7 @@ def spread(folder: Path, limit: int) -> list[Path]:
     """Return at most ``limit`` images below a folder, evenly spread over its sorted listing; raises UsageError."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found or limit < 1:
-        raise UsageError(f"no images below {folder}; name a folder of photographs with --images")
+        raise UsageError(f"no images below {folder}", remedy="name a folder of photographs with --images")
     count = min(limit, len(found))
     return [found[index * len(found) // count] for index in range(count)]
 
@@ -75,7 +75,9 @@ def run(bundle: Bundle, sources: ModelSources, files: list[Path]) -> dict[str, A
     ours = {record.role: record.sha256 for record in sources.records()}
     for source in manifest.sources:
         if ours[source.role] != source.sha256:
-            raise UsageError(f"{bundle.path} was not built from these weights ({source.role} differs); check --model")
+            raise UsageError(
+                f"{bundle.path} was not built from these weights ({source.role} differs)", remedy="check --model"
+            )
     pictures = [pixels_of(path, manifest.policy, manifest.method) for path in files]
     reference = load_reference(
         sources,

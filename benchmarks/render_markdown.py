@@ -261,7 +261,7 @@ def _caption(report: Report) -> str:
     machine, method, settings = report["machine"], report["method"], report["settings"]
     versions = ", ".join(
         f"{name} {report['packages'][name]}"
-        for name in ("torch", "onnxruntime", "openvino", "mnn")
+        for name in ("torch", "onnxruntime", "openvino")
         if name in report["packages"]
     )
     dates = sorted({session["started"]["time"][:10] for session in report["sessions"]})

@@ -124,7 +124,7 @@ def fidelity_table(report: Report) -> str:
         flips = NONE if entry.get("flips") is None else str(entry["flips"])
         lines.append([f"`{name}`", *values, logit, flips, "yes" if entry["passed"] else "**no**"])
     packages = report["packages"]
-    versions = ", ".join(f"{n} {packages[n]}" for n in ("onnxruntime", "openvino", "mnn") if n in packages)
+    versions = ", ".join(f"{n} {packages[n]}" for n in ("onnxruntime", "openvino") if n in packages)
     machine, spread = report["machine"], scientific(report["logit_standard_deviation"])
     note = (
         f"{report['model']}, {len(report['images'])} pictures, the worst of each; relative L2, and for the logit "

@@ -26,6 +26,8 @@ from render_miniature import AGAIN, MINIATURE
 from render_parity import PARITY
 from render_plot import svg
 from render_profile import FIDELITY, FIDELITY_MINI, PROFILE
+from throughput_rows import ROWS
+from throughput_setup import PACKAGES
 
 from lare2_rt.atomic import write_bytes
 from lare2_rt.errors import Lare2Error, UsageError
@@ -60,6 +62,8 @@ _COMMANDS = {
 }
 # Reports of the embedded model; the others are of ``MODEL``.
 _SMALL = ("fidelity-mini", "miniature", "miniature-again", "miniature-default")
+# Reports with an entry for each row of throughput.py, or for some of them.
+_BY_ROW = ("throughput", "profile", "fidelity", "fidelity-mini")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +91,9 @@ def changes(root: Path) -> dict[Path, bytes]:
     results = root / "benchmarks/results"
     files = {kind: f"{kind}.json" if kind in _SMALL else f"{kind}-{MODEL}.json" for kind in _SOURCES}
     reports = {kind: read_report(results / name) for kind, name in files.items()}
+    for kind in _BY_ROW:
+        if (report := reports[kind]) is not None:
+            reports[kind] = of_known_rows(report)
     wanted: dict[Path, bytes] = {}
     for page in (root / "README.md", *sorted((root / "docs").glob("**/*.md"))):
         text = page.read_bytes().decode()  # not read_text, which would change line ends
@@ -97,7 +104,7 @@ def changes(root: Path) -> dict[Path, bytes]:
         try:
             wanted[plot] = svg(report, digest)
         except ModuleNotFoundError as error:
-            raise UsageError(f"the plot needs {error.name}: pip install matplotlib") from None
+            raise UsageError(f"the plot needs {error.name}", remedy="pip install matplotlib") from None
     return {path: content for path, content in wanted.items() if not path.exists() or path.read_bytes() != content}
 
 
@@ -111,7 +118,7 @@ def rendered(text: str, page: str, reports: dict[str, dict[str, Any] | None]) ->
 
     result, closed = _BLOCK.subn(fill, text)
     if closed != opened:
-        raise UsageError(f"{page} has a table without '<!-- end of table -->'; close it")
+        raise UsageError(f"{page} has a table without '<!-- end of table -->'", remedy="close it")
     return result
 
 
@@ -126,7 +133,7 @@ def table(name: str, page: str, reports: dict[str, dict[str, Any] | None]) -> st
                 return f"*Not measured yet: `python {_COMMANDS[kind]}`.*"
             return tables[name](report)
     known = ", ".join(["rows", *(name for tables in _SOURCES.values() for name in tables)])
-    raise UsageError(f"{page} asks for a table {name!r}, which does not exist; tables are {known}")
+    raise UsageError(f"{page} asks for a table {name!r}, which does not exist", remedy=f"tables are {known}")
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
@@ -136,8 +143,19 @@ def read_report(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); measure it again") from error
+        raise UsageError(f"{path} cannot be read ({error})", remedy="measure it again") from error
     return content
+
+
+def of_known_rows(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report without the rows, and the packages, of engines that were removed after it was measured."""
+    names, kept = {row.name for row in ROWS}, dict(report)
+    if "rows" in report:
+        kept["rows"] = [row for row in report["rows"] if row["name"] in names]
+    for key, known in (("parts", names), ("engines", names), ("packages", PACKAGES)):
+        if key in report:
+            kept[key] = {name: value for name, value in report[key].items() if name in known}
+    return kept
 
 
 def digest_of(report: dict[str, Any]) -> str:

@@ -59,7 +59,7 @@ def parse_all(library: str, bundle: Bundle) -> dict[str, Any]:
         trt = importlib.import_module(library)
     except ImportError as error:
         name = library.replace("_", "-")
-        raise EngineError(f"{library} cannot be imported ({error}): pip install {name}") from error
+        raise EngineError(f"{library} cannot be imported ({error})", remedy=f"pip install {name}") from error
     components = {name: parse(trt, bundle, name) for name in COMPONENTS}
     return {
         "schema": SCHEMA,
@@ -80,7 +80,7 @@ def parse(trt: Any, bundle: Bundle, component: ComponentName) -> dict[str, Any]:
         builder = trt.Builder(logger)
     except TypeError as error:
         raise EngineError(
-            f"{trt.__name__} cannot start here ({messages.last}); check the GPU and its driver"
+            f"{trt.__name__} cannot start here ({messages.last})", remedy="check the GPU and its driver"
         ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)

@@ -46,15 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: Options) -> int:
     """Measure, write the report and return the exit code; raises Lare2Error when nothing could start."""
     if not Path("/proc/self/status").exists():
-        raise UsageError("memory and CPU time of the processes are read from /proc; run the benchmark on Linux")
+        raise UsageError(
+            "memory and CPU time of the processes are read from /proc", remedy="run the benchmark on Linux"
+        )
     work = Path(options.setup.work)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make {work}: {reason(error)}; choose another --work") from error
+        raise OutputError(f"cannot make {work}: {reason(error)}", remedy="choose another --work") from error
     lock = try_acquire(work / ".lock", "exclusive")
     if lock is None:
-        raise UsageError(f"another benchmark is using {work}; wait for it or choose another --work")
+        raise UsageError(f"another benchmark is using {work}", remedy="wait for it or choose another --work")
     try:
         say(f"what is built and measured is kept in {work}, what the libraries print in its folder logs")
         prepare_bundle(options.setup, say)

@@ -17,7 +17,6 @@ from lare2_rt.engines import Engine, EngineOptions, OpenEngine, engine_named, lo
 from lare2_rt.engines.chain import ComponentChain
 from lare2_rt.engines.onnxruntime import PROVIDER, session_settings
 from lare2_rt.engines.winograd import WinogradEngine
-from lare2_rt.errors import EngineError
 from lare2_rt.manifest import COMPONENTS
 from lare2_rt.preprocess import Pixels
 
@@ -213,7 +212,7 @@ def open_by_name(setup: Setup, name: str) -> OpenEngine:
     bundle, options = setup.opened(), EngineOptions(threads=setup.threads, batch=1, cache=setup.folder("engines"))
     engine = _STEPS.get(name) or engine_named(name)
     if (reason := why_not(engine, bundle, options)) is not None:
-        raise EngineError(reason)
+        raise reason
     return load_engine(engine, bundle, options)
 
 

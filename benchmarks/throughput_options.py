@@ -16,8 +16,7 @@ from lare2_rt.errors import UsageError
 from lare2_rt.inputs import expand
 from lare2_rt.integrity import cache_folder
 from lare2_rt.locate import embedded_bundle
-from lare2_rt.machine import processors
-from lare2_rt.threads import available_threads
+from lare2_rt.machine import available_threads, processors
 
 MINI = ROOT / "lare2_ref/models/mini"
 _IMAGES = (ROOT / "tests/photos", ROOT / "examples")
@@ -101,7 +100,7 @@ def chosen_rows(names: str | None) -> tuple[Row, ...]:
     wanted = {name.strip() for name in names.split(",")}
     unknown = sorted(wanted - {row.name for row in ROWS})
     if unknown:
-        raise UsageError(f"there is no row {unknown[0]!r}; rows are {', '.join(row.name for row in ROWS)}")
+        raise UsageError(f"there is no row {unknown[0]!r}", remedy=f"rows are {', '.join(row.name for row in ROWS)}")
     return tuple(row for row in ROWS if row.name in wanted)
 
 
@@ -109,7 +108,7 @@ def find_images(folders: Sequence[Path], limit: int) -> list[str]:
     """Return at most ``limit`` images, evenly spread over the sorted listings; raises UsageError."""
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder; name a folder of photographs with --images")
+            raise UsageError(f"{folder} is not a folder", remedy="name a folder of photographs with --images")
     found = expand(map(str, folders))
     count = min(limit, len(found))
     return [str(Path(found[index * len(found) // count]).absolute()) for index in range(count)]
@@ -129,7 +128,7 @@ def setup_of(given: argparse.Namespace, images: Sequence[str]) -> Setup:
     else:
         folder = MINI if given.model == "mini" else Path(given.model)
         if not folder.is_dir():
-            raise UsageError(f"{folder} is not a model folder; give a folder, mini, or --model-synthetic sd15")
+            raise UsageError(f"{folder} is not a model folder", remedy="give a folder, mini, or --model-synthetic sd15")
         model, name = str(folder.absolute()), folder.absolute().name
     work = (given.work or cache_folder() / "throughput").absolute() / name
     bundle = given.bundle or (embedded_bundle() if model == str(MINI) else work / "bundle")

@@ -21,7 +21,6 @@ from lare2_export.onnx_export import add_output
 from lare2_rt.bundle import Bundle, open_bundle
 from lare2_rt.engines import EngineOptions, engine_named, load_engine, why_not
 from lare2_rt.engines.chain import ComponentChain
-from lare2_rt.errors import EngineError
 from lare2_rt.integrity import sha256_of
 from lare2_rt.manifest import MANIFEST, NOISE, NOTICE, PARITY, FileEntry, Manifest, TensorSpec, Variant
 from lare2_rt.preprocess import Pixels
@@ -49,7 +48,7 @@ def predict(setup: Setup, name: str, target: str) -> dict[str, Any]:
     options = EngineOptions(threads=setup.threads, batch=1, cache=folder / "cache")
     engine = engine_named(name)
     if (reason := why_not(engine, bundle, options)) is not None:
-        raise EngineError(reason)
+        raise reason
     running = load_engine(engine, bundle, options)
     try:
         assert isinstance(running, ComponentChain)

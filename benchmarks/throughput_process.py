@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lare2_rt.errors import Lare2Error
-from lare2_rt.output import printable
+from lare2_rt.text import printable
 
 _WORKER = Path(__file__).with_name("throughput_worker.py")
 _ANSWER_LIMIT = 3600.0  # seconds; a full-size build takes minutes

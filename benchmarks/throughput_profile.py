@@ -21,7 +21,7 @@ SCHEMA = "lare2-rt/profile/1"
 ENSEMBLES = (1, 2, 4, 8)
 BATCHES = (1, 2, 4)
 REPEATS = 3
-COMPILING = ("openvino", "mnn", "staged", "winograd")
+COMPILING = ("openvino", "winograd")
 _OURS = ("lare2_rt", "lare2_export", "lare2_ref")
 
 

@@ -65,7 +65,8 @@ def check_sources(setup: Setup) -> None:
     for source in setup.opened().manifest.sources:
         if ours[source.role] != source.sha256:
             raise UsageError(
-                f"{setup.bundle} was not built from these weights ({source.role} differs); check --model and --bundle"
+                f"{setup.bundle} was not built from these weights ({source.role} differs)",
+                remedy="check --model and --bundle",
             )
 
 

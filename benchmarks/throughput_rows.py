@@ -66,14 +66,12 @@ _OURS = ("lare2_rt", "lare2_export", "lare2_ref")
 # Compiled kernels stay here, so that a row loads what its build compiled and compilation is timed once, in the build.
 _INDUCTOR = {"TORCHINDUCTOR_CACHE_DIR": "{work}/inductor"}
 # Measured at full size (3.5 GB of float32 weights): eager 5.4 GB and with the text encoder 5.8, torch.compile 5.5,
-# onnxruntime 5.2, OpenVINO 8.0, MNN 6.0, winograd 7.0. Each estimate lies 5 to 15 % above.
+# onnxruntime 5.2, OpenVINO 8.0, winograd 7.0. Each estimate lies 5 to 15 % above.
 _EAGER = Footprint(0.9e9, 1.4)
 _OFFICIAL = Footprint(1.4e9, 1.4)
 _COMPILED = Footprint(1.2e9, 1.4)
 _ONNXRUNTIME = Footprint(0.6e9, 1.45)
 _OPENVINO = Footprint(0.8e9, 2.3)
-_MNN = Footprint(0.6e9, 1.75)
-_STAGED = Footprint(0.8e9, 2.05)
 _WINOGRAD = Footprint(0.8e9, 2.05)
 
 REFERENCE = "eager"
@@ -102,11 +100,9 @@ BUILDS: dict[str, Build] = {
             reads_images=True,
             aid=True,
         )
-        for name in ("onnxruntime", "openvino", "mnn", "staged", "winograd")
+        for name in ("onnxruntime", "openvino", "winograd")
     },
     "engine-openvino": Build("throughput_graphs:compile_engine", _OURS, arguments=("openvino",)),
-    "engine-mnn": Build("throughput_graphs:compile_engine", _OURS, arguments=("mnn",)),
-    "engine-staged": Build("throughput_graphs:compile_engine", _OURS, arguments=("staged",)),
     "engine-winograd-small": Build("throughput_graphs:compile_engine", _OURS, arguments=("winograd-small",)),
     "engine-winograd": Build("throughput_graphs:compile_engine", _OURS, arguments=("winograd",)),
 }
@@ -265,29 +261,5 @@ ROWS: tuple[Row, ...] = (
         _OPENVINO,
         argument="openvino",
         needs=("engine-openvino", "predictions-openvino"),
-    ),
-    Row(
-        "mnn",
-        "ours",
-        "the shipped MNN engine on the same bundle",
-        "`--engine mnn` through the public runtime",
-        "throughput_graphs:open_public",
-        (),
-        _OURS,
-        _MNN,
-        argument="mnn",
-        needs=("engine-mnn", "predictions-mnn"),
-    ),
-    Row(
-        "staged",
-        "ours",
-        "the shipped engine of stages on the same bundle: convolutions on MNN, attention on ONNX Runtime",
-        "`--engine staged` through the public runtime",
-        "throughput_graphs:open_public",
-        (),
-        _OURS,
-        _STAGED,
-        argument="staged",
-        needs=("engine-staged", "predictions-staged"),
     ),
 )

@@ -29,7 +29,7 @@ TRUTH = "truth.npz"
 # What an engine predicts, below the folder of its build of predictions.
 PREDICTIONS = "predictions.npz"
 # Everything whose version can move a figure; what is not installed is left out.
-_PACKAGES = (
+PACKAGES = (
     "numpy",
     "torch",
     "diffusers",
@@ -40,7 +40,6 @@ _PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "openvino",
-    "mnn",
 )
 
 
@@ -123,7 +122,7 @@ def graph_name(component: str, ensemble: int, batch: int) -> str:
 def packages() -> dict[str, str]:
     """Return the installed versions of everything that can move a figure."""
     found = {}
-    for name in _PACKAGES:
+    for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -50,8 +50,8 @@ class Schedule:
         tolerance: a round has strayed when the reference's time is further than this share from its median.
         repeats: at most this many rounds are played again, so that a noisy machine cannot keep the benchmark for ever.
         settle: seconds of pause before each turn, longer than threads spin after their work. After a run of mini on two
-            cores, the process's CPU clock still moved for 100 ms (at most 155) with onnxruntime, 20 ms with torch, 7 ms
-            with OpenVINO and 1 ms with MNN.
+            cores, the process's CPU clock still moved for 100 ms (at most 155) with onnxruntime, 20 ms with torch and
+            7 ms with OpenVINO.
     """
 
     rounds: int

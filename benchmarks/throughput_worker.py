@@ -105,7 +105,7 @@ def _import(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise Lare2Error(f"{error.name} is not installed; see the extras in pyproject.toml") from error
+            raise Lare2Error(f"{error.name} is not installed", remedy="see the extras in pyproject.toml") from error
 
 
 def serve(pipe: Connection[Any, Any]) -> None:

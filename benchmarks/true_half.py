@@ -32,10 +32,10 @@ from lare2_ref.sources import ModelSources, default_model_folder, open_model_fol
 from lare2_ref.synthetic import synthetic
 from lare2_rt.atomic import atomic_text
 from lare2_rt.errors import Lare2Error
+from lare2_rt.machine import available_threads
 from lare2_rt.metrics import difference
 from lare2_rt.noise import draw_noise
 from lare2_rt.preprocess import preprocess
-from lare2_rt.threads import available_threads
 
 # What of the chain is compared; the noise prediction is shown because LaRE squares it.
 SHOWN = ("latent", "noise_prediction", "lare", "embedding", "layer3", "logits", "attention")

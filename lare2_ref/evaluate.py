@@ -16,14 +16,13 @@ import torch
 import typer
 
 from lare2_rt.bundle import Bundle, open_bundle
-from lare2_rt.cli.app import EXIT_USAGE
-from lare2_rt.cli.console import Interrupted, answering_sigterm, interruptible
+from lare2_rt.console import EXIT_USAGE, Interrupted, answering_sigterm, interruptible
 from lare2_rt.decode import ImageSource, source_name
 from lare2_rt.detection import DecisionRule, Detection, Provenance, failed
 from lare2_rt.errors import ImageError, Lare2Error
 from lare2_rt.locate import locate_bundle
-from lare2_rt.output import printable
 from lare2_rt.policy import Preprocessing
+from lare2_rt.text import printable
 
 from .chosen import Chosen
 from .reference import Identity, Lare2Reference
@@ -148,7 +147,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Measure the PyTorch reference on labelled images, with the metrics and reports of 'lare2-rt evaluate'."""
-    from lare2_rt.cli.evaluate import EvaluateOptions, evaluate_and_report, open_data
+    from lare2_rt.datasets.opening import open_data
+    from lare2_rt.evaluation.command import ReportOptions, evaluate_and_report
     from lare2_rt.evaluation.items import select
 
     from .quiet import quieten_libraries
@@ -157,20 +157,7 @@ def evaluate(
     opened = open_bundle(locate_bundle(bundle).path)
     sources = Chosen(model, sd, revision, offline, clip, allow_unverified_torchscript, head).sources()
     selection = select(open_data(data), split)
-    options = EvaluateOptions(
-        bundles=(),
-        engine="reference",
-        precision=None,
-        threads=None,
-        batch=None,
-        threshold=None,
-        split=split,
-        out=out,
-        corrupt=corrupt,
-        resamples=resamples,
-        seed=seed,
-        verify=False,
-    )
+    options = ReportOptions(out, corrupt, resamples, seed)
     raise typer.Exit(evaluate_and_report([lambda: open_reference(opened, sources, device=device)], selection, options))
 
 

@@ -65,7 +65,7 @@ def chosen(bundle, options):
 def test_the_order_without_measurements():
     """The engine that builds measure, then those of a CPU that compile, then the rest."""
     facts = [(engine.name, engine.compiled, engine.position_stable) for engine in ENGINES]
-    assert facts[:3] == [("onnxruntime", False, True), ("openvino", True, True), ("mnn", True, False)]
+    assert facts[:3] == [("onnxruntime", False, True), ("openvino", True, True), ("winograd", True, False)]
 
 
 def test_without_measurements_the_first_that_can_be_used(bundle, options, three):

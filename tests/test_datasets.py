@@ -12,8 +12,8 @@ from image_sets import picture, tree
 
 from lare2_rt import UsageError
 from lare2_rt.datasets import build_index, read_index, write_index
-from lare2_rt.datasets.names import decode_name, encode_name
 from lare2_rt.datasets.overlaps import find_overlaps
+from lare2_rt.text import decode_name, encode_name
 
 R, G = 0, 1
 

@@ -1,6 +1,7 @@
 """``lare2-rt doctor``: planted faults, each of which it must find and give the right remedy for."""
 
 import errno
+import importlib.metadata
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from lare2_rt.compiled_entry import Recipe
 from lare2_rt.doctor import decoding, engine_child, gpu, host, packages, storage
 from lare2_rt.doctor.engine_checks import _finding, check_engines
 from lare2_rt.doctor.finding import Finding, split_remedy
-from lare2_rt.engines import onnxruntime_gpu, staged
+from lare2_rt.engines import onnxruntime_gpu
 
 
 @pytest.fixture
@@ -140,15 +141,22 @@ class TestEngines:
         assert "openvino" in finding.remedy
         assert none.remedy == "pip install 'lare2-rt[cpu]'"
 
-    @pytest.mark.parametrize("missing", ["mnn", "onnx"])
+    @pytest.mark.parametrize("missing", ["openvino", "onnx"])
     def test_an_engine_of_two_libraries_and_one_of_them(self, monkeypatch, tmp_path, missing):
         """Who has installed one for another engine has broken nothing."""
-        need_engine("mnn")
-        real = staged.installed_version
-        monkeypatch.setattr(staged, "installed_version", lambda name: None if name == missing else real(name))
-        answer = engine_child._examine("staged", tmp_path)
+        for name in ("openvino", "onnx"):
+            need_engine(name)
+        real = importlib.metadata.version
+
+        def version(name):
+            if name == missing:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return real(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        answer = engine_child._examine("winograd", tmp_path)
         assert answer["state"] == "absent"
-        assert "pip install 'lare2-rt[staged]'" in answer["reason"]
+        assert f"{missing} is not installed" in answer["reason"]
 
     @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
     def test_a_gpu_engine_that_is_installed_is_not_broken(self, monkeypatch, tmp_path, name):

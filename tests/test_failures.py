@@ -73,7 +73,7 @@ class TestEngines:
             raise importlib.metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(importlib.metadata, "version", version)
-        for module in ("onnxruntime", "openvino", "MNN", "tensorrt", "cuda"):
+        for module in ("onnxruntime", "openvino", "tensorrt", "cuda"):
             monkeypatch.setitem(sys.modules, module, None)
         code, out, err = command("infer", small[0], "--engine", engine, "--out", "r.json")
         assert (code, out) == (2, "")

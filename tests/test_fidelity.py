@@ -52,18 +52,18 @@ class TestFidelity:
         report = {
             "model": "synthetic-sd15", "images": ["a"] * 32, "limits": {**fidelity.LIMITS, "logit": 1e-2},
             "machine": {"cpu": "CPU X", "threads": 2}, "logit_standard_deviation": 0.14,
-            "packages": {"onnxruntime": "1.32.0", "openvino": "2026.4.1", "mnn": "3.6.1"},
+            "packages": {"onnxruntime": "1.32.0", "openvino": "2026.4.1"},
             "engines": {
                 "winograd": {"fidelity": self.entry(), "passed": True},
-                "staged": {"fidelity": self.entry(latent={"worst_relative_l2": 4e-4}), "passed": False},
-                "mnn": {"reason": "mnn is not installed"},
+                "onnxruntime": {"fidelity": self.entry(latent={"worst_relative_l2": 4e-4}), "passed": False},
+                "openvino": {"reason": "openvino is not installed"},
             },
         }  # fmt: skip
         shown = render_profile.FIDELITY["fidelity-photographs"](report)
         assert "| allowed | 3.0e-4 | 3.0e-4 | 1.0e-3 | — | 1.0e-2 | 0 |  |" in shown
         assert "| `winograd` | 1.0e-6 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | — | yes |" in shown
-        assert "| `staged` | 4.0e-4 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | — | **no** |" in shown
-        assert "| `mnn` | — | — | — | — | — | — | mnn is not installed |" in shown
+        assert "| `onnxruntime` | 4.0e-4 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | — | **no** |" in shown
+        assert "| `openvino` | — | — | — | — | — | — | openvino is not installed |" in shown
         assert "32 pictures" in shown
 
     @pytest.mark.parametrize(

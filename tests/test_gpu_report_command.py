@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from test_gpu_report import GPU, OPINION, bundle, case  # noqa: F401 - a fixture among them
 
-from lare2_rt.cli.console import Terminated
+from lare2_rt.console import Terminated
 from lare2_rt.errors import UsageError
 from lare2_rt.manifest import COMPONENTS
 

@@ -22,10 +22,11 @@ from lare2_rt.cli import main
 from lare2_rt.decode import open_image
 from lare2_rt.detection import DecisionRule, Provenance, failed, scored
 from lare2_rt.inputs import expand
-from lare2_rt.output import CSV_COLUMNS, printable, spreadsheet_safe, writer_for
+from lare2_rt.output import CSV_COLUMNS, writer_for
 from lare2_rt.parquet_output import read_records
 from lare2_rt.policy import Preprocessing
 from lare2_rt.preprocess import preprocess
+from lare2_rt.text import printable, spreadsheet_safe
 
 FORMS = ("table", "json", "jsonl", "csv")
 FORMULA = ("=", "+", "-", "@", "＝")

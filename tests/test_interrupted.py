@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from commands import ENDING, FORMATS, listing, records, sentences
 
-from lare2_rt.cli.console import Terminated, answer_sigterm, uninterrupted
+from lare2_rt.console import Terminated, answer_sigterm, uninterrupted
 
 
 class TestInterrupted:

@@ -14,7 +14,7 @@ import pytest
 from lare2_export.isolate import SharedLock, run_isolated
 from lare2_export.staging import BuildError, Staging
 from lare2_ref.checkpoints import SourceError
-from lare2_rt.cli.console import Terminated, answer_sigterm
+from lare2_rt.console import Terminated, answer_sigterm
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_python_example_runs(tmp_path):
 
 def test_the_two_lines_are_the_ones_that_ci_runs():
     assert "pip install '.[cpu]' && lare2-rt infer examples/photo.jpg" in README
-    assert "pip install -c constraints.txt -e '.[cpu,openvino,mnn,export,data,train,dev]' && pytest" in README
+    assert "pip install -c constraints.txt -e '.[cpu,openvino,export,data,train,dev]' && pytest" in README
     script = (ROOT / ".ci/run").read_text()
     assert "'&& pytest$' README.md" in script
     assert "'&& lare2-rt infer' README.md" in script

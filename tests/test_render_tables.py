@@ -40,7 +40,8 @@ def measured_row(name, kind, **changes):
 
 def sample_report():
     ours = measured_row(
-        "mnn", "ours", latency_ms={"p50": 5800.0, "p90": 5900.0, "p99": 5950.0}, speedup=1.573, share_of_peak=0.934,
+        "winograd", "ours", latency_ms={"p50": 5800.0, "p90": 5900.0, "p99": 5950.0}, speedup=1.573,
+        share_of_peak=0.934,
         rounds={"wanted": 8, "steady": 6, "strayed": 10, "tolerance": 0.1},
         idle_cpu_share={"reference": 0.0, "candidate": 0.05},
         builds={"a": {"seconds": 100.4, "peak_bytes": 8e9}, "b": {"seconds": 20.0, "peak_bytes": 1e9}},
@@ -65,7 +66,7 @@ def sample_report():
 
 
 def sample_profile():
-    """As of a machine with onnxruntime and mnn: what tells its blocks, and what tells components alone."""
+    """As of a machine with onnxruntime and openvino: what tells its blocks, and what tells components alone."""
     components = {"vae_encoder": [2.0, 2.1, 2.2], "unet_step": [4.0, 4.1, 4.2]}
     graphs = {"components": components, "blocks": {"conv_in": 0.01, "other": 0.02}, "named_share": 0.9,
               "operators": {"Conv": 0.02, "Add": 0.01}}  # fmt: skip
@@ -75,7 +76,7 @@ def sample_profile():
         "parts": {
             "eager": {"components": components, "blocks": {"conv_in": [0.02, 0.03, 0.04], "other": [0.1, 0.2, 0.3]}},
             "onnxruntime": {**graphs, "winograd_flop": {name: count // 2 for name, count in flop.items()}},
-            "mnn": {"components": components},
+            "openvino": {"components": components},
         },
         "sizes": [
             {"engine": engine, "ensemble": draws, "batch": 1, "seconds": [draws * 1.0] * 3, "peak_bytes": 5e9}
@@ -88,7 +89,8 @@ def sample_fidelity():
     report = sample_report()
     shared = {name: report[name] for name in ("model", "images", "machine", "packages", "logit_standard_deviation")}
     faithful = {"fidelity": report["rows"][0]["fidelity"], "flips": None, "passed": True}
-    engines = {"onnxruntime": faithful, "mnn": {"reason": "a|b"}, "staged": {**faithful, "flips": 3, "passed": False}}
+    failed = {**faithful, "flips": 3, "passed": False}
+    engines = {"onnxruntime": faithful, "openvino": {"reason": "a|b"}, "winograd": failed}
     limits = {"latent": 3e-4, "noise_prediction": 3e-4, "lare": 1e-3, "logit": 1e-2}
     return {**shared, "limits": limits, "engines": engines}
 
@@ -97,11 +99,11 @@ README_TABLE = """\
 | row | ms an image | against eager | of peak | peak memory | LaRE error | logit error |
 | --- | --: | --: | --: | --: | --: | --: |
 | `eager` | 9123 | 1.00 × | 59 % | 5.2 GB | 3.1e-6 | 1.2e-5 σ |
-| **`mnn` †‡** | 5800 | 1.57 × | 93 % | 5.2 GB | 3.1e-6 | 1.2e-5 σ |
+| **`winograd` †‡** | 5800 | 1.57 × | 93 % | 5.2 GB | 3.1e-6 | 1.2e-5 σ |
 | **`openvino`** | — | — | — | — | — | — |
 
-- † `mnn`: the machine was disturbed, only 6 of 8 rounds were steady
-- ‡ `mnn`: the resting process used the CPU (reference 0.0 %, candidate 5.0 % of one core)
+- † `winograd`: the machine was disturbed, only 6 of 8 rounds were steady
+- ‡ `winograd`: the resting process used the CPU (reference 0.0 %, candidate 5.0 % of one core)
 - `openvino`: not usable: openvino is not installed: pip install 'a\\|b'
 
 synthetic-sd15, CPU X, 2 threads, 2026-11-24; torch 2.14.1; 256 pixels, 4 draws, batch 1, float32; \
@@ -134,7 +136,7 @@ class TestTables:
         assert "No row of ours, or no peer" in render_components.summary(report)
         slow, fast = (measured_row(name, "peer", speedup=ratio) for name, ratio in (("slow", 1.1), ("fast", 1.43)))
         summary_ = render_components.summary({**report, "rows": [slow, *report["rows"], fast]})
-        assert "| fastest row | `mnn`, 5800 ms an image |" in summary_
+        assert "| fastest row | `winograd`, 5800 ms an image |" in summary_
         assert "| against eager beside it | 1.57 × |" in summary_
         assert "| against the fastest peer | 1.10 × `fast` |" in summary_
         assert "| its VAE encoder against eager's | 1.51 × |" in summary_
@@ -177,8 +179,8 @@ class TestTables:
     def test_fidelity_on_photographs(self):
         shown = render_profile.fidelity_table(sample_fidelity())
         assert "| `onnxruntime` | 1.1e-6 | — | 3.1e-6 | 4.0e-7 | 1.2e-5 | — | yes |" in shown
-        assert "| `mnn` | — | — | — | — | — | — | a\\|b |" in shown
-        assert "| `staged` | 1.1e-6 | — | 3.1e-6 | 4.0e-7 | 1.2e-5 | 3 | **no** |" in shown
+        assert "| `openvino` | — | — | — | — | — | — | a\\|b |" in shown
+        assert "| `winograd` | 1.1e-6 | — | 3.1e-6 | 4.0e-7 | 1.2e-5 | 3 | **no** |" in shown
 
     def test_committed_pages_are_what_the_reports_say(self, capsys):
         assert render_tables.main(["--check"]) == 0, capsys.readouterr().out
@@ -207,13 +209,32 @@ class TestTables:
         )
         ElementTree.parse(tmp_path / "docs/throughput.svg")
         plot = (tmp_path / "docs/throughput.svg").read_text()
-        assert "mnn" in plot
+        assert "winograd" in plot
         assert "openvino" not in plot  # it has no figures
         assert render_tables.main([*arguments, "--check"]) == 0
         moved = sample_report()
         moved["rows"][1]["speedup"] = 1.6
         result.write_text(json.dumps(moved))
         assert render_tables.main([*arguments, "--check"]) == 1
+
+    def test_removed_engines_are_left_out(self, tmp_path):
+        (tmp_path / "benchmarks/results").mkdir(parents=True)
+        gone, report = measured_row("gone", "ours", speedup=9.0), sample_report()
+        report = {**report, "rows": [*report["rows"], gone], "packages": {**report["packages"], "gone": "1"}}
+        fidelity, profile = sample_fidelity(), sample_profile()
+        fidelity["engines"]["gone"] = fidelity["engines"]["onnxruntime"]
+        profile["parts"]["gone"] = profile["parts"]["openvino"]
+        for kind, content in (("throughput", report), ("fidelity", fidelity), ("profile", profile)):
+            (tmp_path / f"benchmarks/results/{kind}-synthetic-sd15.json").write_text(json.dumps(content))
+        names = ("throughput-speed", "throughput-conditions", "fidelity-photographs", "profile-components")
+        blocks = "".join(f"<!-- table: {name} -->\n<!-- end of table -->\n" for name in names)
+        (tmp_path / "README.md").write_text(blocks)
+        (tmp_path / "docs").mkdir()
+        assert render_tables.main(["--root", str(tmp_path)]) == 0
+        for path in ("README.md", "docs/throughput.svg"):
+            text = (tmp_path / path).read_text()
+            assert "gone" not in text
+            assert "winograd" in text
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -251,7 +272,7 @@ def profile_report():
         "parts": {
             "eager": {"components": times, "blocks": {name: [1.0] for name in blocks}},
             "onnxruntime": {**graph, "winograd_flop": {"vae_encoder": 200_000_000_000, "unet_step": 400_000_000_000}},
-            "mnn": {"components": times},
+            "openvino": {"components": times},
             "winograd": less,
         },
     }  # fmt: skip
@@ -260,7 +281,7 @@ def profile_report():
 class TestProfileTables:
     def test_components_and_the_floor(self):
         shown = render_profile.PROFILE["profile-components"](profile_report())
-        assert "| component | GFLOP | with F(4×4) | eager | onnxruntime | mnn | winograd |" in shown
+        assert "| component | GFLOP | with F(4×4) | eager | onnxruntime | openvino | winograd |" in shown
         assert "| `vae_encoder` | 200.00 | 50.00 | 2000 ms |" in shown
         assert "| all | 1000.00 | 550.00 | 6000 ms |" in shown
         assert "550 GFLOP would take 5500 ms at the 100 GFLOP/s" in shown

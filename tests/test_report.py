@@ -16,7 +16,7 @@ from lare2_rt.evidence.histogram import BINS, Histogram
 from lare2_rt.evidence.record import evidence_of
 from lare2_rt.evidence.report import Report
 from lare2_rt.evidence.thumbnails import MOST, MostLikely
-from lare2_rt.output import printable
+from lare2_rt.text import printable
 
 VOID = {"meta", "link", "input", "img", "br", "hr", "path", "rect"}
 

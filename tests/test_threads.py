@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from lare2_rt import threads
-from lare2_rt.threads import available_threads
+from lare2_rt import machine as threads
+from lare2_rt.machine import available_threads
 
 ASK = "from lare2_rt.threads import available_threads; print(available_threads())"
 

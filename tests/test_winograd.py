@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import runpy
 import sys
 from dataclasses import asdict, replace
@@ -225,7 +226,15 @@ def output(engine, bundle, photo, cache):
         running.close()
 
 
-@pytest.mark.parametrize("script", ["winograd_build", "staged_split", "onnxruntime_norms"])
+def made(bundle, folder):
+    """Rewrite the smallest graph into a new folder, where nothing else may be left."""
+    folder.mkdir()
+    variant = bundle.variant("egre", batch=1, precision="fp32", profile="portable")
+    winograd.make_graph(bundle, variant, folder, asdict(NEVER))
+    assert sorted(path.name for path in folder.iterdir()) == sorted([winograd.MODEL, winograd.WEIGHTS])
+
+
+@pytest.mark.parametrize("script", ["winograd_build", "onnxruntime_norms"])
 @pytest.mark.parametrize(("error", "number"), [(OSError("no number"), errno.EIO), (OSError(28, "full"), 28)])
 def test_a_script_tells_the_error_number(script, error, number, monkeypatch, capsys):
     def fail(*arguments, **options):
@@ -284,6 +293,20 @@ class TestEngine:
         settings = {"tiles": [2], "budget": 0, "channels": 1}
         with pytest.raises(EngineError, match=rf"cannot rewrite {variant.graph} for winograd: .*; update onnx"):
             winograd.make_graph(replace(bundle, path=bundle_copy), variant, tmp_path / "out", settings)
+
+    def test_a_bundle_in_a_folder_with_a_strange_name_and_no_links(self, bundle, bundle_copy, tmp_path, monkeypatch):
+        def refuse(*arguments):
+            raise OSError("no links here")
+
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+        strange = tmp_path / os.fsdecode(b"caf\xe9 [1]\n*")
+        bundle_copy.rename(strange)
+        made(replace(bundle, path=strange), tmp_path / "out")
+
+    def test_a_module_of_the_users_folder_is_not_taken_for_a_library(self, bundle, tmp_path, monkeypatch):
+        (tmp_path / "onnx.py").write_text("raise SystemExit('mine')")
+        monkeypatch.chdir(tmp_path)
+        made(bundle, tmp_path / "out")
 
     def test_the_key_knows_the_settings(self, bundle, monkeypatch):
         options = EngineOptions(threads=1, batch=1)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from lare2_rt.atomic import reason
-from lare2_rt.cli.app import EXIT_USAGE
-from lare2_rt.cli.console import Interrupted, answering_sigterm, interruptible
+from lare2_rt.console import EXIT_USAGE, Interrupted, answering_sigterm, interruptible
 from lare2_rt.errors import Lare2Error
-from lare2_rt.output import printable
+from lare2_rt.text import printable
 
 if TYPE_CHECKING:
     from lare2_ref.sources import ModelSources
@@ -144,9 +143,9 @@ def build(
         start_server()  # it and we import the libraries at the same time
     from lare2_ref.quiet import quieten_libraries
     from lare2_rt.inputs import expand
+    from lare2_rt.machine import available_threads
     from lare2_rt.policy import Preprocessing
     from lare2_rt.swap import restore
-    from lare2_rt.threads import available_threads
 
     from .build import build_bundle
     from .engines_step import build_compiled, check_engines, plan_options

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from lare2_rt.bundle import Bundle
-from lare2_rt.engines import Engine, EngineOptions, engine_named, extra_of, prepare_engine
+from lare2_rt.engines import EngineOptions, engine_named, entry_of, prepare_engine
 from lare2_rt.engines.tensorrt import TensorRtEngine
 from lare2_rt.engines.tensorrt_choice import choose_plan_options, plan_options_of
 from lare2_rt.engines.tensorrt_plan import PlanOptions
@@ -23,7 +23,7 @@ def plan_options(level: int | None, workspace: int | None) -> PlanOptions:
         size = None if workspace is None else workspace * _MIB
         return PlanOptions(workspace=size) if level is None else PlanOptions(workspace=size, level=level)
     except ValueError as error:
-        raise UsageError(f"{error}; see --help for --optimization-level and --workspace") from error
+        raise UsageError(str(error), remedy="see --help for --optimization-level and --workspace") from error
 
 
 def check_engines(names: Sequence[str], *, half: bool | None = None, plans: bool = False) -> bool:
@@ -40,30 +40,25 @@ def check_engines(names: Sequence[str], *, half: bool | None = None, plans: bool
         EngineError: there is no such engine, or this machine cannot build for it.
     """
     if "auto" in names:
-        raise UsageError("--engine auto would compile for no engine in particular: name one, such as --engine openvino")
+        raise UsageError(
+            "--engine auto would compile for no engine in particular", remedy="name one, such as --engine openvino"
+        )
     engines = [engine_named(name) for name in names]
     if plans and not any(isinstance(engine, TensorRtEngine) for engine in engines):
         raise UsageError(
-            "--optimization-level and --workspace are for TensorRT's plans: add --engine tensorrt, or leave them out"
+            "--optimization-level and --workspace are for TensorRT's plans",
+            remedy="add --engine tensorrt, or leave them out",
         )
-    on_gpu = [engine.name for engine in engines if hasattr(engine, "machine_lacks")]
+    on_gpu = [name for name in names if entry_of(name).device == "cuda"]
     if on_gpu and half is False:
-        raise UsageError(f"{on_gpu[0]} computes in half precision: leave --no-half out, or --engine {on_gpu[0]}")
+        raise UsageError(
+            f"{on_gpu[0]} computes in half precision", remedy=f"leave --no-half out, or --engine {on_gpu[0]}"
+        )
     for engine in engines:
-        reason = _lacks(engine)
+        reason = engine.machine_lacks()
         if reason is not None:
-            raise EngineError(f"engines for {engine.name} cannot be built here: {reason}")
+            raise EngineError(f"engines for {engine.name} cannot be built here: {reason.problem}", remedy=reason.remedy)
     return bool(on_gpu)
-
-
-def _lacks(engine: Engine) -> str | None:
-    """Return what an engine misses on this machine whatever the bundle, with the remedy."""
-    lacks: Callable[[], str | None] | None = getattr(engine, "machine_lacks", None)
-    if lacks is not None:
-        return lacks()
-    if engine.version is None:
-        return f"what it needs is not installed: pip install 'lare2-rt[{extra_of(engine.name)}]'"
-    return None
 
 
 @contextlib.contextmanager

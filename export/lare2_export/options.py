@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lare2_rt.machine import available_threads
 from lare2_rt.policy import Preprocessing
-from lare2_rt.threads import available_threads
 
 
 @dataclass(frozen=True, slots=True)

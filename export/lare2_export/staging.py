@@ -55,8 +55,8 @@ class Staging:
                 yield handle
         except OSError as error:
             raise OutputError(
-                f"cannot write the bundle {self.out}: {reason(error)}; free some space or choose another --out, "
-                "finished components are kept"
+                f"cannot write the bundle {self.out}: {reason(error)}",
+                remedy="free some space or choose another --out, finished components are kept",
             ) from error
 
     def finished(self, component: str, key: str) -> dict[str, Any] | None:

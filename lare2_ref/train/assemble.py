@@ -33,8 +33,9 @@ def check_same_stable_diffusion(sources: ModelSources, bundle: Bundle) -> None:
     for role in LARE_ROLES:
         if ours[role] != theirs[role]:
             raise UsageError(
-                f"the {role} of {sources.sd.name} is not the one that {bundle.label} was built from, so its LaRE would "
-                "be another; name the same Stable Diffusion with --sd or --model, or another --bundle"
+                f"the {role} of {sources.sd.name} is not the one that {bundle.label} was built from, so its "
+                "LaRE would be another",
+                remedy="name the same Stable Diffusion with --sd or --model, or another --bundle",
             )
 
 

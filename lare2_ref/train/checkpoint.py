@@ -48,8 +48,8 @@ class Checkpoints:
                 self._publish(temporary, final)
         except OSError as error:
             raise OutputError(
-                f"cannot write {final}: {reason(error)}; free some space and run the same command again, it goes on "
-                "from the checkpoint before"
+                f"cannot write {final}: {reason(error)}",
+                remedy="free some space and run the same command again, it goes on from the checkpoint before",
             ) from error
         accelerator.wait_for_everyone()
 
@@ -77,11 +77,11 @@ class Checkpoints:
             content = json.loads((found / _PROGRESS).read_text())
             progress = Progress.from_dict(content["progress"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{found} is damaged ({error}); remove it to begin anew") from error
+            raise UsageError(f"{found} is damaged ({error})", remedy="remove it to begin anew") from error
         if content["run"] != self._digest:
             raise UsageError(
-                f"{self._folder} is of a run with other options, data or weights; name another --out, or remove it to "
-                "begin anew"
+                f"{self._folder} is of a run with other options, data or weights",
+                remedy="name another --out, or remove it to begin anew",
             )
         return progress
 

@@ -11,10 +11,9 @@ from typing import Annotated, Literal, NoReturn, Optional
 import typer
 
 from lare2_rt.atomic import reason
-from lare2_rt.cli.app import EXIT_USAGE
-from lare2_rt.cli.console import Interrupted, answering_sigterm, interruptible
+from lare2_rt.console import EXIT_USAGE, Interrupted, answering_sigterm, interruptible
 from lare2_rt.errors import Lare2Error
-from lare2_rt.output import printable
+from lare2_rt.text import printable
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -106,9 +105,9 @@ def train(
 
     import torch
 
-    from lare2_rt.cli.evaluate import open_data
-    from lare2_rt.cli.working import working
-    from lare2_rt.threads import available_threads
+    from lare2_rt.datasets.opening import open_data
+    from lare2_rt.machine import available_threads
+    from lare2_rt.progress import counting
 
     from ..chosen import Chosen
     from ..quiet import quieten_libraries
@@ -147,7 +146,7 @@ def train(
         device=device,
         tensorboard=tensorboard,
     )
-    run(request, report=report, show=working)
+    run(request, report=report, show=counting)
 
 
 @answering_sigterm

@@ -109,7 +109,9 @@ def _begin(folder: Path, key: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         _begin(folder, key)
     except OSError as error:
-        raise OutputError(f"cannot write {folder}: {reason(error)}; free some space or choose another --out") from error
+        raise OutputError(
+            f"cannot write {folder}: {reason(error)}", remedy="free some space or choose another --out"
+        ) from error
 
 
 def _write(folder: Path, number: int, features: ClipFeatures, *, remaining: int) -> None:
@@ -118,8 +120,8 @@ def _write(folder: Path, number: int, features: ClipFeatures, *, remaining: int)
     free = shutil.disk_usage(folder).free
     if needed + _RESERVE > free:
         raise OutputError(
-            f"keeping CLIP's features needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free; free "
-            "some space, or pass --no-clip-cache to compute them in every epoch"
+            f"keeping CLIP's features needs {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free",
+            remedy="free some space, or pass --no-clip-cache to compute them in every epoch",
         )
     for kind, array in arrays.items():
         buffer = io.BytesIO()

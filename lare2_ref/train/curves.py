@@ -22,7 +22,7 @@ def curves(request: TrainRequest, main: bool) -> Iterator[Callable[[EpochRecord]
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:
         raise UsageError(
-            "tensorboard is not installed: pip install 'lare2-rt[train]', or leave --tensorboard out"
+            "tensorboard is not installed", remedy="pip install 'lare2-rt[train]', or leave --tensorboard out"
         ) from (None)
     writer = SummaryWriter(str(request.out / "tensorboard"))
 

@@ -123,7 +123,8 @@ def _check_disjoint(parts: dict[str, list[Item]]) -> None:
                 if other != name:
                     raise UsageError(
                         f"{item.name} is of the source {key[:80]!r}, which is in the {other} part and in the {name} "
-                        "part, so results would be too good; give each source one split in the index"
+                        "part, so results would be too good",
+                        remedy="give each source one split in the index",
                     )
 
 
@@ -135,6 +136,7 @@ def _with_rows(items: list[Item], features: Features | None) -> Part:
     if len(missing):
         raise UsageError(
             f"{len(missing)} of {len(items)} images have no LaRE in {features.folder}, such as "
-            f"{items[int(missing[0])].name}; extract them with 'lare2-rt extract'"
+            f"{items[int(missing[0])].name}",
+            remedy="extract them with 'lare2-rt extract'",
         )
     return Part(tuple(items), rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lare2_rt.atomic import write_bytes
 from lare2_rt.evaluation.summary import METRICS
-from lare2_rt.output import printable
+from lare2_rt.text import printable
 
 from ..egre import official_key
 from ..head_source import METADATA, TRAINED

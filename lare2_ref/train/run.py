@@ -51,8 +51,8 @@ def train(request: TrainRequest, *, report: Report, show: Show = show_nothing) -
     accelerator = _accelerator(request, mixed)
     if options.batch % accelerator.num_processes:
         raise UsageError(
-            f"a batch of {options.batch} images cannot be shared evenly by {accelerator.num_processes} processes; "
-            "choose a multiple with --batch"
+            f"a batch of {options.batch} images cannot be shared evenly by {accelerator.num_processes} processes",
+            remedy="choose a multiple with --batch",
         )
     main = accelerator.is_main_process
     say: Report = report if main else lambda line: None
@@ -93,10 +93,10 @@ def _accelerator(request: TrainRequest, mixed: str) -> Any:  # noqa: ANN401 - ac
     try:
         made = Accelerator(cpu=request.device == "cpu", mixed_precision=mixed, step_scheduler_with_optimizer=False)
     except ValueError as error:  # half precision that this device has not
-        raise UsageError(f"{mixed} cannot be used here: {error}; choose another --precision") from error
+        raise UsageError(f"{mixed} cannot be used here: {error}", remedy="choose another --precision") from error
     if mixed == "fp16" and made.device.type == "cpu":
         # accelerate would train in float32 and say nothing, and the head's card would say fp16.
-        raise UsageError("fp16 needs a GPU, and training is on the CPU; choose --precision bf16 or fp32")
+        raise UsageError("fp16 needs a GPU, and training is on the CPU", remedy="choose --precision bf16 or fp32")
     return made
 
 
@@ -122,13 +122,15 @@ def _folder(out: Path, main: bool) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()) and not (out / RUN).is_file():
-            raise UsageError(f"{out} holds something that is not a training run; name another --out")
+            raise UsageError(f"{out} holds something that is not a training run", remedy="name another --out")
         with folder_lock(out, seconds=1) as lock:
             if lock is None:
-                raise UsageError(f"another run is writing {out}; wait for it or name another --out")
+                raise UsageError(f"another run is writing {out}", remedy="wait for it or name another --out")
             yield
     except OSError as error:
-        raise OutputError(f"cannot write {out}: {reason(error)}; free some space or name another --out") from error
+        raise OutputError(
+            f"cannot write {out}: {reason(error)}", remedy="free some space or name another --out"
+        ) from error
 
 
 def _describe(parts: Parts) -> str:

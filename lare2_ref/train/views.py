@@ -27,9 +27,9 @@ def read_checked(item: Item) -> bytes:
     try:
         content = Path(item.path).read_bytes()
     except OSError as error:
-        raise ImageError(f"{item.path} cannot be read ({error.strerror}); check the index's root") from error
+        raise ImageError(f"{item.path} cannot be read ({error.strerror})", remedy="check the index's root") from error
     if hashlib.sha256(content).hexdigest() != item.sha256:
-        raise ImageError(f"{item.path} is another file than when the index was written; write the index again")
+        raise ImageError(f"{item.path} is another file than when the index was written", remedy="write the index again")
     return content
 
 

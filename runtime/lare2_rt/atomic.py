@@ -146,15 +146,17 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """
     try:
         if path.is_dir():
-            raise OutputError(f"{path} is a folder; name a file, for instance {path / 'results.jsonl'}")
+            raise OutputError(f"{path} is a folder", remedy=f"name a file, for instance {path / 'results.jsonl'}")
         if not path.parent.is_dir():
-            raise OutputError(f"the folder {path.parent} does not exist; create it first")
+            raise OutputError(f"the folder {path.parent} does not exist", remedy="create it first")
         if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is not a regular file; name another one")
+            raise OutputError(f"{path} is not a regular file", remedy="name another one")
         if not overwrite and os.path.lexists(path):
-            raise OutputError(f"{path} exists already; choose another name or pass --force to replace it")
+            raise OutputError(f"{path} exists already", remedy="choose another name or pass --force to replace it")
         if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise OutputError(f"the folder {path.parent} is not writable; choose another place for {path.name}")
+            raise OutputError(
+                f"the folder {path.parent} is not writable", remedy=f"choose another place for {path.name}"
+            )
         with contextlib.suppress(FileNotFoundError):
             os.lstat(temporary_beside(path))  # fails where the name, or the longer one for the meantime, is too long
     except OSError as error:
@@ -163,7 +165,8 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:
     return OutputError(
-        f"cannot write {path}: {reason(error)}; nothing was changed there, free some space or choose another place"
+        f"cannot write {path}: {reason(error)}",
+        remedy="nothing was changed there, free some space or choose another place",
     )
 
 

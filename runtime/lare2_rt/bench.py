@@ -13,11 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from . import engines
 from .bench_process import Resident
 from .bench_worker import Assignment
 from .bundle import Bundle
-from .engines import EngineInfo, EngineOptions, Notify, why_not
+from .engines import EngineInfo, EngineOptions, Notify, registry, why_not
 from .errors import EngineError
 from .machine import available_memory, cpu_facts
 from .records import Record, Records, Speed
@@ -111,20 +110,20 @@ def measure(bundle: Bundle, options: BenchOptions, *, notify: Notify, progress: 
 
 
 def _rows(bundle: Bundle, options: BenchOptions) -> list[Row]:
-    known = {engine.name for engine in engines.ENGINES}
     for name in options.engines or ():
-        if name not in known:
-            raise EngineError(f"there is no engine {name!r}; choose one of {', '.join(sorted(known))}")
+        registry.entry_of(name)
     rows = []
-    for engine in engines.ENGINES:
-        if options.engines is not None and engine.name not in options.engines:
+    asked = EngineOptions(threads=options.threads, batch=options.batch, build_anew=True)
+    for entry in registry.ENGINES:
+        if options.engines is not None and entry.name not in options.engines:
             continue
-        reason = why_not(engine, bundle, EngineOptions(threads=options.threads, batch=options.batch, build_anew=True))
+        reason = entry.missing() or why_not(entry.load(), bundle, asked)
         if reason is not None and options.engines is not None:
-            raise EngineError(f"{engine.name} cannot be used: {reason}")
-        rows.append(Row(engine.name, problem=reason, attempted=reason is None))
+            raise EngineError(f"{entry.name} cannot be used: {reason.problem}", remedy=reason.remedy)
+        rows.append(Row(entry.name, problem=None if reason is None else str(reason), attempted=reason is None))
     if not any(row.attempted for row in rows):
-        raise EngineError("no usable engine: " + "; ".join(f"{row.name}: {row.problem}" for row in rows))
+        reasons = "; ".join(f"{row.name}: {row.problem}" for row in rows)
+        raise EngineError(f"no usable engine: {reasons}", remedy="install one of them ('lare2-rt doctor' tells more)")
     return rows
 
 

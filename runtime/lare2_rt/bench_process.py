@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
-import sys
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from . import bench_worker
 from .bench_worker import Assignment
+from .child import Child
 from .engines import EngineInfo, Notify
 from .errors import EngineError
 from .selfcheck import SelfCheck
 
-_CODE = "import sys; sys.path.append(sys.argv[1]); from lare2_rt.bench_worker import main; main(sys.argv[2])"
-_ROOT = Path(__file__).parents[1]
 _END_LIMIT = 10.0  # seconds for a process to leave by itself
 
 
@@ -67,54 +63,26 @@ class Resident:
 
     def close(self) -> None:
         """End the process, and a compiler that it runs."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        self._process.terminate()
-        try:
-            self._process.wait(_END_LIMIT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._errors.close()
+        self._child.close(patience=_END_LIMIT, ask=self._child.process.terminate)
 
     def _start(self, task: Assignment) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        command = [sys.executable, "-P", "-c", _CODE, str(_ROOT), json.dumps(asdict(task))]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            encoding="utf-8",
-        )
+        self._child = Child(bench_worker.__name__, json.dumps(asdict(task)), text=True, orders=True)
 
     def _ask(self, order: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # dead: its answer, or the lack of one, tells
-            self._process.stdin.write(order + "\n")
-            self._process.stdin.flush()
+            self._child.stdin.write(order + "\n")
+            self._child.stdin.flush()
         return self._answer(lambda line: None)
 
     def _answer(self, notify: Notify) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._child.stdout:
             content: dict[str, Any] = json.loads(line)
             if "notice" in content:
                 notify(content["notice"])
             elif "error" in content:
-                raise EngineError(content["error"])
+                raise EngineError(content["error"][0], remedy=content["error"][1])
             else:
                 return content
-        raise EngineError(self._death())
-
-    def _death(self) -> str:
-        code = self._process.wait()
-        if code == -signal.SIGKILL:
-            return "its process was killed, most likely for want of memory; close other programs"
-        how = f"stopped by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        self._errors.seek(0)
-        said = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return f"its process was {how}" + (f": {said[-1][:200]}" if said else "") + "; report it"
+        if self._child.wait() == -signal.SIGKILL:
+            raise EngineError("its process was killed, most likely for want of memory", remedy="close other programs")
+        raise EngineError(f"its process was {self._child.ending()}", remedy="report it")

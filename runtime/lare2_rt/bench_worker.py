@@ -17,9 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from . import engines
 from .bundle import open_bundle
-from .engines import EngineOptions, OpenEngine, load_engine
+from .engines import EngineOptions, OpenEngine, engine_named, load_engine
 from .engines.contract import UInt8
 from .errors import Lare2Error
 from .machine import peak_memory
@@ -49,14 +48,14 @@ def main(encoded: str) -> None:
     try:
         _serve(Assignment(**json.loads(encoded)), answers)
     except Lare2Error as error:
-        _tell(answers, error=str(error))
+        _tell(answers, error=[error.problem, error.remedy])
     except MemoryError:
-        _tell(answers, error="there is not enough memory for it; close other programs")
+        _tell(answers, error=["there is not enough memory for it", "close other programs"])
 
 
 def _serve(task: Assignment, answers: IO[str]) -> None:
     bundle = open_bundle(task.bundle)
-    engine = next(engine for engine in engines.ENGINES if engine.name == task.engine)
+    engine = engine_named(task.engine)
     notices: list[str] = []
 
     def notify(line: str) -> None:

@@ -70,8 +70,8 @@ class Bundle:
                 f"batch {v.batch} {v.precision} {v.profile}" for v in self.manifest.components[component]
             )
             raise BundleError(
-                f"{self.path} has no {component} for batch {batch} {precision} {profile}, only {offered}; "
-                f"build one with 'python export/build_engines.py --batch {batch}'"
+                f"{self.path} has no {component} for batch {batch} {precision} {profile}, only {offered}",
+                remedy=f"build one with 'python export/build_engines.py --batch {batch}'",
             )
         return found
 
@@ -105,17 +105,20 @@ def _read_manifest(folder: Path) -> bytes:
     path = folder / MANIFEST
     try:
         if not folder.is_dir():
-            raise BundleError(f"{folder} is not a bundle folder; build one with 'python export/build_engines.py'")
+            raise BundleError(
+                f"{folder} is not a bundle folder", remedy="build one with 'python export/build_engines.py'"
+            )
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise BundleError(f"{path} is not a regular file; bundles hold no links; get or build it again")
+            raise BundleError(f"{path} is not a regular file; bundles hold no links", remedy="get or build it again")
         with path.open("rb") as handle:
             return handle.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise BundleError(
-            f"{folder} has no {MANIFEST}, so it is not a bundle; build one with 'python export/build_engines.py'"
+            f"{folder} has no {MANIFEST}, so it is not a bundle",
+            remedy="build one with 'python export/build_engines.py'",
         ) from None
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {reason(error)}; check its access rights") from error
+        raise BundleError(f"{path} cannot be read: {reason(error)}", remedy="check its access rights") from error
 
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:
@@ -128,18 +131,20 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
                 if item.name != MANIFEST:
                     found[item.name] = item.stat(follow_symlinks=False)
     except OSError as error:
-        raise BundleError(f"{folder} cannot be read: {reason(error)}; check its access rights") from error
+        raise BundleError(f"{folder} cannot be read: {reason(error)}", remedy="check its access rights") from error
     for name in sorted(found):
         shown = name.encode("utf-8", "backslashreplace").decode().encode("unicode_escape").decode()
         if name not in manifest.files:
-            raise BundleError(f"{folder}: {shown} is not listed in the manifest; remove it or {again}")
+            raise BundleError(f"{folder}: {shown} is not listed in the manifest", remedy=f"remove it or {again}")
         if not stat.S_ISREG(found[name].st_mode):
-            raise BundleError(f"{folder}: {shown} is not a regular file; bundles hold no links or folders; {again}")
+            raise BundleError(
+                f"{folder}: {shown} is not a regular file; bundles hold no links or folders", remedy=again
+            )
     for name, entry in manifest.files.items():
         if name not in found:
-            raise BundleError(f"{folder}: {name} is missing; {again}")
+            raise BundleError(f"{folder}: {name} is missing", remedy=again)
         if found[name].st_size != entry.size:
-            raise BundleError(f"{folder}: {name} has {found[name].st_size} bytes instead of {entry.size}; {again}")
+            raise BundleError(f"{folder}: {name} has {found[name].st_size} bytes instead of {entry.size}", remedy=again)
 
 
 def _check_contents(folder: Path, manifest: Manifest, *, verify: bool, progress: Progress | None) -> None:
@@ -150,10 +155,12 @@ def _check_contents(folder: Path, manifest: Manifest, *, verify: bool, progress:
                 actual = cache.sha256(folder / name, fresh=verify, progress=progress)
             except OSError as error:
                 raise BundleError(
-                    f"{folder / name} cannot be read: {reason(error)}; check its access rights"
+                    f"{folder / name} cannot be read: {reason(error)}", remedy="check its access rights"
                 ) from error
             if actual != entry.sha256:
-                raise BundleError(f"{folder}: {name} is damaged (its sha256 does not match); get or build it again")
+                raise BundleError(
+                    f"{folder}: {name} is damaged (its sha256 does not match)", remedy="get or build it again"
+                )
     finally:
         cache.save()
 
@@ -165,7 +172,7 @@ def _check_chain(folder: Path, manifest: Manifest) -> None:
             inputs, outputs = _interface(component, variant.batch, manifest)
             where = f"{folder}: {component} (batch {variant.batch})"
             if {t.name for t in variant.inputs} != set(inputs):
-                raise BundleError(f"{where} does not take exactly {', '.join(inputs)}; build the bundle again")
+                raise BundleError(f"{where} does not take exactly {', '.join(inputs)}", remedy="build the bundle again")
             for specs, expected in ((variant.inputs, inputs), (variant.outputs, outputs)):
                 _check_tensors(where, specs, expected)
     for head in manifest.components["egre"]:
@@ -183,8 +190,9 @@ def _same_features(
     for name, shape in taken.items():
         if features[name] != shape:
             raise BundleError(
-                f"{folder}: clip_backbone (batch {batch}) gives {name} as {list(features[name])} and egre takes "
-                f"{list(shape)}; build the bundle again"
+                f"{folder}: clip_backbone (batch {batch}) gives {name} as {list(features[name])} and egre "
+                f"takes {list(shape)}",
+                remedy="build the bundle again",
             )
 
 
@@ -196,8 +204,8 @@ def _check_tensors(where: str, specs: Sequence[TensorSpec], expected: dict[str, 
         if got_dtype != dtype or not fits:
             wanted = "×".join("?" if n is None else str(n) for n in shape)
             raise BundleError(
-                f"{where} has {name} as {got_dtype} {list(got_shape)} where {dtype} {wanted} is needed; "
-                "build the bundle again"
+                f"{where} has {name} as {got_dtype} {list(got_shape)} where {dtype} {wanted} is needed",
+                remedy="build the bundle again",
             )
 
 
@@ -248,15 +256,17 @@ def _read_array(folder: Path, name: str, expected: tuple[int | None, ...]) -> ND
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran_order, dtype = read_header(content)
     except OSError as error:
-        raise BundleError(f"{folder / name} cannot be read: {reason(error)}; check its access rights") from error
+        raise BundleError(
+            f"{folder / name} cannot be read: {reason(error)}", remedy="check its access rights"
+        ) from error
     except Exception as error:  # the header is a Python literal, whose parser can fail in many ways
-        raise BundleError(f"{folder}: {name} is not a plain NumPy array; {again}") from error
+        raise BundleError(f"{folder}: {name} is not a plain NumPy array", remedy=again) from error
     body = content.read()
     fits = len(shape) == len(expected) and all(w in (None, g) for w, g in zip(expected, shape, strict=True))
     if dtype != np.float32 or not fits or fortran_order or len(body) != math.prod(shape) * dtype.itemsize or not body:
         wanted = ", ".join("n" if size is None else str(size) for size in expected)
-        raise BundleError(f"{folder}: {name} is not a float32 array of shape [{wanted}]; {again}")
+        raise BundleError(f"{folder}: {name} is not a float32 array of shape [{wanted}]", remedy=again)
     packed = np.frombuffer(body, np.float32).reshape(shape).copy()
     if not np.isfinite(packed).all():
-        raise BundleError(f"{folder}: {name} holds NaN or infinity; {again}")
+        raise BundleError(f"{folder}: {name} holds NaN or infinity", remedy=again)
     return packed

@@ -23,16 +23,22 @@ def check_place(source: Path, out: Path, *, force: bool) -> None:
     """Refuse a place for a new bundle before long work; raises UsageError or OutputError."""
     try:
         if out.exists() and source.exists() and out.resolve() == source.resolve():
-            raise UsageError(f"{out} is the bundle itself, which stays as it is; name another folder with --out")
+            raise UsageError(
+                f"{out} is the bundle itself, which stays as it is", remedy="name another folder with --out"
+            )
         if os.path.lexists(out):
             if out.is_symlink() or not (out / MANIFEST).is_file():
-                raise UsageError(f"{out} exists and is not a bundle; name another folder with --out")
+                raise UsageError(f"{out} exists and is not a bundle", remedy="name another folder with --out")
             if not force:
-                raise UsageError(f"{out} exists already; name another folder or pass --force to replace that bundle")
+                raise UsageError(
+                    f"{out} exists already", remedy="name another folder or pass --force to replace that bundle"
+                )
         if not out.resolve().parent.is_dir():
-            raise UsageError(f"the folder {out.resolve().parent} does not exist; create it first")
+            raise UsageError(f"the folder {out.resolve().parent} does not exist", remedy="create it first")
         if not os.access(out.resolve().parent, os.W_OK | os.X_OK):
-            raise OutputError(f"the folder {out.resolve().parent} is not writable; name another place with --out")
+            raise OutputError(
+                f"the folder {out.resolve().parent} is not writable", remedy="name another place with --out"
+            )
     except OSError as error:
         raise _cannot_write(out, error) from error
 
@@ -99,4 +105,6 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _cannot_write(out: Path, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {out}: {reason(error)}; free some space or name another place with --out")
+    return OutputError(
+        f"cannot write {out}: {reason(error)}", remedy="free some space or name another place with --out"
+    )

@@ -93,8 +93,9 @@ def check_enough(generated: Flags, groups: Indices, rate: float) -> tuple[int, i
             possible = math.ceil(1e4 / (count + 1)) / 1e4
             remedy = f" or ask for a rate of {possible:g} or more" if possible < 0.5 and count >= FOLDS else ""
             raise UsageError(
-                f"a false positive rate of {rate:g} needs at least {needed} unrelated {word} images, and there are "
-                f"{count}; add images{remedy}"
+                f"a false positive rate of {rate:g} needs at least {needed} unrelated {word} images, and there "
+                f"are {count}",
+                remedy=f"add images{remedy}",
             )
     return counts[0], counts[1]
 
@@ -148,18 +149,20 @@ def fit_scaling(gaps: Floats, generated: Flags) -> tuple[float, float]:
     """Return (temperature > 0, bias) of the least cross-entropy; raises UsageError when no such temperature exists."""
     positives, negatives = int(generated.sum()), int((~generated).sum())
     if not positives or not negatives:
-        raise UsageError("calibration needs real and generated images; add the missing class")
+        raise UsageError("calibration needs real and generated images", remedy="add the missing class")
     target = np.where(generated, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     # On standardised gaps Newton's steps are well scaled whatever the logits' range.
     centre, width = float(gaps.mean()), float(gaps.std())
     if not width > 0:
-        raise UsageError("every image has the same score, so there is nothing to calibrate; use another bundle")
+        raise UsageError(
+            "every image has the same score, so there is nothing to calibrate", remedy="use another bundle"
+        )
     design = np.stack([(gaps - centre) / width, np.ones_like(gaps)], axis=1)
     slope, offset = _newton(design, target)
     if slope <= 1e-9:
         raise UsageError(
-            "generated images do not score higher than real ones here, so no calibration can help; check the labels, "
-            "or use a bundle that can tell these images apart"
+            "generated images do not score higher than real ones here, so no calibration can help",
+            remedy="check the labels, or use a bundle that can tell these images apart",
         )
     return width / slope, offset - slope * centre / width
 
@@ -202,7 +205,7 @@ def thresholds(real: Floats, generated: Floats, rate: float) -> tuple[float, flo
     allowed = max(1, math.floor(rate * (len(generated) + 1) + 1e-9))
     real_below = float(np.sort(generated)[allowed - 1])
     if generated_from > 1:
-        raise UsageError("too many real images have a probability of 1; ask for a larger false positive rate")
+        raise UsageError("too many real images have a probability of 1", remedy="ask for a larger false positive rate")
     if real_below > generated_from:
         middle = _squash(np.array([(_logit(real_below) + _logit(generated_from)) / 2]))[0]
         real_below = generated_from = float(np.clip(middle, generated_from, real_below))

@@ -24,7 +24,9 @@ def to_rgb(image: Image.Image, policy: Preprocessing) -> Image.Image:
         ImageError: floating-point pixels, which have no agreed range, or a kind that Pillow cannot convert.
     """
     if image.mode == "F":
-        raise ImageError("floating-point pixels have no agreed range; save the image with 8 or 16 bits a channel")
+        raise ImageError(
+            "floating-point pixels have no agreed range", remedy="save the image with 8 or 16 bits a channel"
+        )
     try:
         steps = _steps(image, policy)
         return _in_strips(image, steps) if steps else image
@@ -32,7 +34,7 @@ def to_rgb(image: Image.Image, policy: Preprocessing) -> Image.Image:
         raise  # the caller says so
     except Exception as error:  # a kind of pixels that Pillow cannot convert
         why = first_line(error)[:80]
-        raise ImageError(f"its {image.mode} pixels cannot become RGB ({why}); save it as RGB") from error
+        raise ImageError(f"its {image.mode} pixels cannot become RGB ({why})", remedy="save it as RGB") from error
 
 
 def _in_strips(image: Image.Image, steps: list[Conversion]) -> Image.Image:

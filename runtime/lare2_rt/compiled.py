@@ -77,12 +77,12 @@ class CompiledCache:
             cause = error if isinstance(error, OSError) else error.__cause__
             why = reason(cause) if isinstance(cause, OSError) else str(error)
             raise EngineError(
-                f"the compiled {recipe.label} of {recipe.engine} cannot be kept in {self.folder}: {why}; free some "
-                "space or set LARE2_CACHE to another folder"
+                f"the compiled {recipe.label} of {recipe.engine} cannot be kept in {self.folder}: {why}",
+                remedy="free some space or set LARE2_CACHE to another folder",
             ) from error
         raise EngineError(
-            f"what {recipe.engine} compiled disappears from {self.folder} or changes there; see what else writes to "
-            "it, or set LARE2_CACHE to another folder"
+            f"what {recipe.engine} compiled disappears from {self.folder} or changes there",
+            remedy="see what else writes to it, or set LARE2_CACHE to another folder",
         )
 
     def entries(self) -> list[CachedEngine]:
@@ -119,7 +119,8 @@ class CompiledCache:
         status = self.folder.stat()
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             raise EngineError(
-                f"other users can write to {self.folder} and so put code there; set LARE2_CACHE to a folder of your own"
+                f"other users can write to {self.folder} and so put code there",
+                remedy="set LARE2_CACHE to a folder of your own",
             )
 
     def _opened(self, folder: Path) -> Entry | None:
@@ -183,8 +184,8 @@ class CompiledCache:
         free = shutil.disk_usage(self.folder).free
         if free < size:
             raise EngineError(
-                f"compiling needs {size / 1e6:.0f} MB in {self.folder}, where {free / 1e6:.0f} MB are free; free some "
-                "space or set LARE2_CACHE to a folder on another disk"
+                f"compiling needs {size / 1e6:.0f} MB in {self.folder}, where {free / 1e6:.0f} MB are free",
+                remedy="free some space or set LARE2_CACHE to a folder on another disk",
             )
 
     def _remove(self, key: str) -> bool:
@@ -196,7 +197,9 @@ class CompiledCache:
             shutil.rmtree(self.folder / key)
         except OSError as error:
             lock.release()
-            raise OutputError(f"cannot remove {self.folder / key}: {reason(error)}; check its access rights") from error
+            raise OutputError(
+                f"cannot remove {self.folder / key}: {reason(error)}", remedy="check its access rights"
+            ) from error
         lock.release(remove=True)
         return True
 
@@ -220,7 +223,7 @@ def cache_limit() -> int:
         return DEFAULT_LIMIT
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE | re.ASCII)
     if match is None:
-        raise UsageError(f"LARE2_CACHE_LIMIT is {text!r}, which is no size; write for instance 500MB or 20GB")
+        raise UsageError(f"LARE2_CACHE_LIMIT is {text!r}, which is no size", remedy="write for instance 500MB or 20GB")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 

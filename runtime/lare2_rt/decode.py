@@ -81,7 +81,9 @@ def open_image(source: ImageSource, *, as_stored: bool = False, limits: Limits |
     except MemoryError:
         raise  # the caller says so
     except Exception as error:
-        raise ImageError(f"truncated or damaged image data ({_short(error)}); copy or download it again") from error
+        raise ImageError(
+            f"truncated or damaged image data ({_short(error)})", remedy="copy or download it again"
+        ) from error
     _check_size(image.width, image.height, limits)  # a HEIC may turn out to have another size than its header says
     return image if undo is None else image.transpose(undo)
 
@@ -109,7 +111,7 @@ def _orientation(image: Image.Image) -> int:
 def _from_encoded(content: bytes, limits: Limits) -> Image.Image:
     """Read the header only."""
     if not content:
-        raise ImageError("the file is empty; copy or download it again")
+        raise ImageError("the file is empty", remedy="copy or download it again")
     formats: tuple[str, ...] = FORMATS
     if heif.is_heif(content):
         heif.register()
@@ -120,11 +122,11 @@ def _from_encoded(content: bytes, limits: Limits) -> Image.Image:
         raise
     except UnidentifiedImageError:
         known = ", ".join((*FORMATS, "HEIC"))
-        raise ImageError(f"not an image in a supported format ({known}); convert it to one") from None
+        raise ImageError(f"not an image in a supported format ({known})", remedy="convert it to one") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning: where warnings are errors
-        raise ImageError(f"larger than {megapixels(limits.max_pixels)}; scale it down first") from None
+        raise ImageError(f"larger than {megapixels(limits.max_pixels)}", remedy="scale it down first") from None
     except Exception as error:  # a hostile header can raise nearly anything inside a decoder
-        raise ImageError(f"damaged image header ({_short(error)}); copy or download it again") from error
+        raise ImageError(f"damaged image header ({_short(error)})", remedy="copy or download it again") from error
 
 
 def _from_array(array: UInt8, limits: Limits) -> Image.Image:
@@ -139,9 +141,9 @@ def _from_array(array: UInt8, limits: Limits) -> Image.Image:
 def _check_size(width: int, height: int, limits: Limits) -> None:
     size = f"{width}×{height}"
     if width * height > limits.max_pixels:
-        raise ImageError(f"{size} is larger than {megapixels(limits.max_pixels)}; scale it down first")
+        raise ImageError(f"{size} is larger than {megapixels(limits.max_pixels)}", remedy="scale it down first")
     if max(width, height) > MAX_SIDE:
-        raise ImageError(f"{size} has a side of more than {MAX_SIDE} pixels; cut it into pieces first")
+        raise ImageError(f"{size} has a side of more than {MAX_SIDE} pixels", remedy="cut it into pieces first")
 
 
 def _check_webp(pixels: int, limits: Limits) -> None:
@@ -149,7 +151,7 @@ def _check_webp(pixels: int, limits: Limits) -> None:
     if pixels > limits.max_pixels * 3 // 4:
         most = megapixels(limits.max_pixels * 3 // 4)
         raise ImageError(
-            f"larger than {most}, the limit for WebP, whose decoder needs more memory; scale it down first"
+            f"larger than {most}, the limit for WebP, whose decoder needs more memory", remedy="scale it down first"
         )
 
 
@@ -161,7 +163,9 @@ def read_source(source: str | os.PathLike[str] | bytes | IO[bytes], limits: Limi
     """
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) and not hasattr(source, "read"):
         kind = type(source).__name__
-        raise ImageError(f"a {kind} is no image; give a path, bytes, a binary file, a Pillow image or an RGB array")
+        raise ImageError(
+            f"a {kind} is no image", remedy="give a path, bytes, a binary file, a Pillow image or an RGB array"
+        )
     try:
         if isinstance(source, (bytes, bytearray, memoryview)):
             content = bytes(source)
@@ -170,12 +174,12 @@ def read_source(source: str | os.PathLike[str] | bytes | IO[bytes], limits: Limi
         else:
             content = _read_stream(source, limits.max_bytes)
     except FileNotFoundError:
-        raise ImageError("no such file; check the path") from None
+        raise ImageError("no such file", remedy="check the path") from None
     except PermissionError:
-        raise ImageError("no permission to read it; change its access rights") from None
+        raise ImageError("no permission to read it", remedy="change its access rights") from None
     except (OSError, ValueError) as error:
         words = reason(error) if isinstance(error, OSError) else str(error)
-        raise ImageError(f"cannot be read ({words}); check the path") from error
+        raise ImageError(f"cannot be read ({words})", remedy="check the path") from error
     _check_bytes(len(content), limits.max_bytes)
     return content
 
@@ -184,9 +188,9 @@ def _read_file(path: Path, most: int) -> bytes:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         os.scandir(path).close()  # permission comes first: an unreadable folder is why it is here
-        raise ImageError("this is a folder; name its images or give the folder to 'lare2-rt infer'")
+        raise ImageError("this is a folder", remedy="name its images or give the folder to 'lare2-rt infer'")
     if not stat.S_ISREG(status.st_mode):  # a pipe or device would block or never end
-        raise ImageError("not a regular file; copy its content into a file first")
+        raise ImageError("not a regular file", remedy="copy its content into a file first")
     _check_bytes(status.st_size, most)
     with path.open("rb") as handle:
         return handle.read(most + 1)  # it may have grown since
@@ -199,7 +203,7 @@ def _read_stream(stream: IO[bytes], most: int) -> bytes:
     while left > 0:
         piece = stream.read(min(left, _PIECE))
         if not isinstance(piece, bytes):
-            raise ImageError("a file object must be opened in binary mode; open it with 'rb'")
+            raise ImageError("a file object must be opened in binary mode", remedy="open it with 'rb'")
         if not piece:
             break
         pieces.append(piece)
@@ -210,7 +214,7 @@ def _read_stream(stream: IO[bytes], most: int) -> bytes:
 def _check_bytes(size: int, most: int) -> None:
     if size > most:
         limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
-        raise ImageError(f"the file has more than {limit}; convert it to a compressed format")
+        raise ImageError(f"the file has more than {limit}", remedy="convert it to a compressed format")
 
 
 def _short(error: Exception) -> str:

@@ -19,7 +19,7 @@ from typing import IO
 from PIL import Image
 
 from .decode import ImageSource
-from .errors import NO_MEMORY, ImageError
+from .errors import ImageError, no_memory
 from .limits import MAX_PIXELS, Limits
 from .pixel_bytes import pack
 from .policy import Preprocessing
@@ -99,10 +99,14 @@ def _answer(task: DecodeTask, kind: int, content: bytes) -> tuple[int, bytes]:
     try:
         pixels = task.decode(os.fsdecode(content) if kind == PATH else content)
     except ImageError as error:
-        return REFUSED, str(error).encode(errors="surrogatepass")
+        return REFUSED, _refusal(error)
     except MemoryError:
-        return REFUSED, NO_MEMORY.encode()
+        return REFUSED, _refusal(no_memory())
     return PIXELS, pack(pixels)
+
+
+def _refusal(error: ImageError) -> bytes:
+    return json.dumps([error.problem, error.remedy]).encode()
 
 
 def _send(answers: IO[bytes], kind: int, content: bytes) -> None:

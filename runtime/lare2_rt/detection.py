@@ -85,26 +85,37 @@ class DecisionRule:
         return generated, ~generated & (probabilities < self.real_below)
 
     @property
-    def note(self) -> str | None:
-        """One line that says why every verdict is ``unsure``, or is not to be believed, and what to do about it; None
-        when verdicts are given and meant.
+    def reservation(self) -> tuple[str, str] | None:
+        """Why every verdict is ``unsure``, or is not to be believed, and what to do about it; None when verdicts are
+        given and meant.
         """
         if self.calibration == "untrained":
             return (
-                "this model is untrained and cannot tell generated from real: its verdict is always 'unsure'; build a "
-                "bundle from trained weights with 'python export/build_engines.py --model FOLDER'"
+                "this model is untrained and cannot tell generated from real: its verdict is always 'unsure'",
+                "build a bundle from trained weights with 'python export/build_engines.py --model FOLDER'",
             )
         if self.generated_from is None:
             return (
-                "this bundle is uncalibrated: its verdict is 'unsure'; measure thresholds on labelled images of your "
-                "own with 'lare2-rt calibrate', or give one with --threshold"
+                "this bundle is uncalibrated: its verdict is 'unsure'",
+                (
+                    "measure thresholds on labelled images of your own with 'lare2-rt calibrate', or give one with "
+                    "--threshold"
+                ),
             )
         if self.demonstration:
             return (
-                "this model is a demonstration: its verdicts show how the tool works and are no evidence about an "
-                "image; build a bundle from Stable Diffusion's weights with 'python export/build_engines.py'"
+                (
+                    "this model is a demonstration: its verdicts show how the tool works and are no evidence about an "
+                    "image"
+                ),
+                "build a bundle from Stable Diffusion's weights with 'python export/build_engines.py'",
             )
         return None
+
+    @property
+    def note(self) -> str | None:
+        """``reservation`` as one line."""
+        return None if self.reservation is None else "; ".join(self.reservation)
 
 
 @dataclass(frozen=True, slots=True)

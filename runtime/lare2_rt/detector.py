@@ -21,14 +21,14 @@ from .decode import DEFAULT_LIMITS, ImageSource, source_name
 from .decode_worker import DecodeTask
 from .detection import DecisionRule, Detection, Provenance, failed, scored
 from .engines import EngineOptions, Notify, OpenEngine, Rejected, open_engine
-from .errors import NO_MEMORY, EngineError, ImageError, UsageError
+from .errors import EngineError, ImageError, UsageError, no_memory
 from .integrity import Progress
 from .isolated import Errand, IsolatedDecoder
 from .limits import Limits, megapixels
 from .locate import locate_bundle
+from .machine import available_threads
 from .manifest import Precision
 from .preprocess import Pixels
-from .threads import available_threads
 from .windowed import check_windows, score_batch
 from .windows import check_crops
 
@@ -263,7 +263,7 @@ class Detector:
         except ImageError as error:
             return _Decoded(name, None, 0.0, str(error))
         except MemoryError:
-            return _Decoded(name, None, 0.0, NO_MEMORY)
+            return _Decoded(name, None, 0.0, str(no_memory()))
         return _Decoded(name, pixels, (time.perf_counter() - begin) * 1e3, None)
 
     def _score_group(self, group: list[_Decoded]) -> Iterator[Detection]:
@@ -281,7 +281,7 @@ class Detector:
         provenance, rule = self._info.provenance, self._info.rule
         with self._turn:
             if self._engine is None:
-                raise EngineError("the detector is closed; load it again with Detector.load()")
+                raise EngineError("the detector is closed", remedy="load it again with Detector.load()")
             begin = time.perf_counter()
             scores, phases = score_batch(self._engine, [pixels for _, pixels, _ in items], provenance.batch)
             engine_time = (time.perf_counter() - begin) * 1e3

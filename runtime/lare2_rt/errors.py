@@ -1,11 +1,32 @@
 """Errors whose text is one sentence for the user and names the remedy."""
 
-# What a file costs whose decoding runs out of memory.
-NO_MEMORY = "not enough memory to decode it; scale it down or free some memory"
+from __future__ import annotations
+
+from collections.abc import Callable
 
 
 class Lare2Error(Exception):
-    """Base of every error that this project raises on purpose; ``str(error)`` is fit to be shown."""
+    """Base of every error that this project raises on purpose; ``str(error)`` is fit to be shown.
+
+    Attributes:
+        problem: what is wrong; remedy: what to do about it, None where another process has joined the two.
+    """
+
+    def __init__(self, problem: str, *, remedy: str | None = None) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.problem if self.remedy is None else f"{self.problem}; {self.remedy}"
+
+    def __reduce__(self) -> tuple[Callable[..., Lare2Error], tuple[type[Lare2Error], str, str | None]]:
+        """Cross to other processes with both fields; exceptions are rebuilt from positional arguments otherwise."""
+        return _rebuilt, (type(self), self.problem, self.remedy)
+
+
+def _rebuilt(kind: type[Lare2Error], problem: str, remedy: str | None) -> Lare2Error:
+    return kind(problem, remedy=remedy)
 
 
 def first_line(error: Exception) -> str:
@@ -19,6 +40,11 @@ class UsageError(Lare2Error):
 
 class ImageError(Lare2Error):
     """One image cannot be read or is refused; other images are not affected."""
+
+
+def no_memory() -> ImageError:
+    """Return the error of a file whose decoding runs out of memory."""
+    return ImageError("not enough memory to decode it", remedy="scale it down or free some memory")
 
 
 class BundleError(Lare2Error):

@@ -32,9 +32,11 @@ def register() -> None:
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ModuleNotFoundError:
-        raise ImageError("HEIC needs an extra package: pip install 'lare2-rt[heic]', or convert it to JPEG") from None
+        raise ImageError(
+            "HEIC needs an extra package", remedy="pip install 'lare2-rt[heic]', or convert it to JPEG"
+        ) from None
     except Exception as error:  # a binary of another Pillow or libheif can fail in any way
         raise ImageError(
-            f"pillow-heif is installed but cannot be used ({first_line(error)}): "
-            "pip install --force-reinstall 'lare2-rt[heic]'"
+            f"pillow-heif is installed but cannot be used ({first_line(error)})",
+            remedy="pip install --force-reinstall 'lare2-rt[heic]'",
         ) from error

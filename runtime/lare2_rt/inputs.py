@@ -51,14 +51,14 @@ def read_list(stream: IO[bytes], *, null: bool, name: str) -> list[str]:
     """
     content = stream.read(_LONGEST_LIST + 1)
     if len(content) > _LONGEST_LIST:
-        raise UsageError(f"{name} is larger than {_LONGEST_LIST >> 20} MiB, which no list is; check the path")
+        raise UsageError(f"{name} is larger than {_LONGEST_LIST >> 20} MiB, which no list is", remedy="check the path")
     if not null and b"\0" in content:
-        raise UsageError(f"{name} holds NUL bytes; add --null if they separate its paths, else it is no list")
+        raise UsageError(f"{name} holds NUL bytes", remedy="add --null if they separate its paths, else it is no list")
     content = content.removeprefix(b"\xef\xbb\xbf")
     parts = content.split(b"\0") if null else [line.removesuffix(b"\r") for line in content.split(b"\n")]
     paths = [os.fsdecode(part) for part in parts if part]
     if not paths:
-        raise UsageError(f"{name} names no file; write one path a line")
+        raise UsageError(f"{name} names no file", remedy="write one path a line")
     return paths
 
 

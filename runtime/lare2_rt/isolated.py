@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
-from pathlib import Path
-from typing import IO
 
+from . import decode_worker
+from .child import Child
 from .decode import ImageSource, read_source
 from .decode_worker import CONTENT, HEAD, PATH, PIXELS, READY, DecodeTask
 from .errors import EngineError, ImageError
 from .pixel_bytes import unpack
 from .preprocess import Pixels
 
-_CODE = "import sys; sys.path.append(sys.argv[1]); from lare2_rt.decode_worker import main; main(sys.argv[2])"
-_ROOT = Path(__file__).parents[1]
 _START_LIMIT = 60.0  # seconds for a process to import what it needs
 # What the GNU C library is told to do with freed memory: give it back. By default it keeps some of earlier pictures
 # (10 MB after 3,000 damaged ones of up to two megapixels), so that the same file would take more the later it came.
@@ -96,35 +92,29 @@ class Worker:
 
     def __init__(self, task: DecodeTask) -> None:
         self._task = task
-        self._process: subprocess.Popen[bytes] | None = None
-        self._complaints: IO[bytes] | None = None
+        self._child: Child | None = None
         self._ready = self._killed = False
         self._folder = ""
 
     def start(self) -> None:
         """Start the process unless it runs; returns before it is ready. Raises EngineError."""
-        if self._process is not None and not self._killed and self._process.poll() is None:
+        if self._child is not None and not self._killed and self._child.process.poll() is None:
             return
         self.close()
         self._ready = self._killed = False
         with contextlib.suppress(OSError):
             self._folder = os.getcwd()  # noqa: PTH109 - as text
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        command = [sys.executable, "-P", "-c", _CODE, str(_ROOT), self._task.encode()]
-        pipe = subprocess.PIPE
         try:
-            # A group of its own: Ctrl-C in a terminal reaches the parent alone. No session of its own: to the system's
-            # scheduler it would be another user's work, as much worth as all of its parent's.
-            self._process = subprocess.Popen(
-                command,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=self._complaints,
+            # A group of its own: Ctrl-C in a terminal reaches the parent alone.
+            self._child = Child(
+                decode_worker.__name__,
+                self._task.encode(),
+                orders=True,
                 env={**_MEMORY, **os.environ},
-                process_group=0,
+                own_group=True,
             )
         except OSError as error:
-            raise EngineError(_cannot_start(str(error))) from error
+            raise _cannot_start(str(error)) from error
 
     def decode(self, kind: int, content: bytes, errand: Errand) -> Pixels:
         """Decode one source; raises ImageError or EngineError."""
@@ -133,40 +123,29 @@ class Worker:
         self._make_ready()
         # Nothing starts the process from here on, so that a kill is for good.
         if errand.over:
-            raise ImageError("nobody waits for it any more")
+            raise ImageError("decoding was cancelled", remedy="ask for it again")
         limit = self._task.limits.max_seconds
         answer, late = self._ask(kind, content, limit)
         if answer is None:
-            raise ImageError(_too_late(limit) if late else self._death())
+            raise _too_late(limit) if late else self._death()
         what, found = answer
         if what == PIXELS:
             return unpack(found)
-        raise ImageError(found.decode(errors="surrogatepass"))
+        problem, remedy = json.loads(found)
+        raise ImageError(problem, remedy=remedy)
 
     def kill(self) -> None:
         """End the process at once, from any thread."""
         self._killed = True
-        process = self._process
-        if process is not None:
-            process.kill()
+        child = self._child
+        if child is not None:
+            child.process.kill()
 
     def close(self) -> None:
         """End the process."""
-        process = self._process
-        if process is None:
-            return
-        self._process = None
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        try:
-            process.wait(0 if self._killed else _END_LIMIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if self._complaints is not None:
-            self._complaints.close()
+        child, self._child = self._child, None
+        if child is not None:
+            child.close(patience=0 if self._killed else _END_LIMIT)
 
     def _from_its_folder(self, path: bytes) -> bytes:
         """A relative path means what it means here, also where this process has changed its folder since."""
@@ -187,7 +166,8 @@ class Worker:
         answer = self._read()
         timer.cancel()
         if answer is None or answer[0] != READY:
-            raise EngineError(_cannot_start(self._last_words()))
+            assert self._child is not None
+            raise _cannot_start(self._child.last_line() or self._child.ending())
         self._ready = True
 
     def _ask(self, kind: int, content: bytes, limit: float) -> tuple[tuple[int, bytes] | None, bool]:
@@ -202,50 +182,50 @@ class Worker:
         timer.daemon = True
         timer.start()
         try:
-            assert self._process is not None
-            assert self._process.stdin is not None
+            assert self._child is not None
             with contextlib.suppress(OSError):  # gone: the lack of an answer tells
-                self._process.stdin.write(HEAD.pack(kind, len(content)) + content)
-                self._process.stdin.flush()
+                self._child.stdin.write(HEAD.pack(kind, len(content)) + content)
+                self._child.stdin.flush()
             return self._read(), over.is_set()
         finally:
             timer.cancel()
 
     def _read(self) -> tuple[int, bytes] | None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        head = self._process.stdout.read(HEAD.size)
+        assert self._child is not None
+        answers = self._child.stdout
+        head = answers.read(HEAD.size)
         if len(head) < HEAD.size:
             return None
         kind, size = HEAD.unpack(head)
-        content = self._process.stdout.read(size)
+        content = answers.read(size)
         return (kind, content) if len(content) == size else None
 
-    def _death(self) -> str:
-        """Return the sentence for a process that died over a file."""
-        assert self._process is not None
-        code = self._process.wait()
+    def _death(self) -> ImageError:
+        """Return the error for a process that died over a file."""
+        assert self._child is not None
+        code = self._child.wait()
         if code == -signal.SIGKILL:
-            return "its decoder was killed, most likely for want of memory; scale it down or free some memory"
+            return ImageError(
+                "its decoder was killed, most likely for want of memory", remedy="scale it down or free some memory"
+            )
         if code == -signal.SIGALRM:
             return _too_late(self._task.limits.max_seconds)
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
-        return f"its decoder crashed ({how}); the file is damaged or means harm: open and save it with another program"
-
-    def _last_words(self) -> str:
-        assert self._process is not None
-        assert self._complaints is not None
-        code = self._process.wait()
-        self._complaints.seek(0)
-        said = [line.strip() for line in self._complaints.read().decode(errors="replace").splitlines() if line.strip()]
-        return said[-1][:200] if said else f"it ended with code {code}"
+        return ImageError(
+            f"its decoder crashed ({how})",
+            remedy="the file is damaged or means harm: open and save it with another program",
+        )
 
 
-def _too_late(limit: float) -> str:
-    return f"decoding took more than {limit:g} seconds and was stopped; convert it, or allow more with --max-seconds"
+def _too_late(limit: float) -> ImageError:
+    return ImageError(
+        f"decoding took more than {limit:g} seconds and was stopped",
+        remedy="convert it, or allow more with --max-seconds",
+    )
 
 
-def _cannot_start(why: str) -> str:
-    return (
-        f"no process for decoding can be started ({why}); free some memory, or decode in this process with --no-isolate"
+def _cannot_start(why: str) -> EngineError:
+    return EngineError(
+        f"no process for decoding can be started ({why})",
+        remedy="free some memory, or decode in this process with --no-isolate",
     )

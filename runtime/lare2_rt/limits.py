@@ -51,7 +51,7 @@ def parse_amount(text: str, option: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmg]?)b?\s*", text, re.IGNORECASE | re.ASCII)
     if match is None:
-        raise UsageError(f"{option} is {text!r}, which is no amount; write for instance 50M or 2G")
+        raise UsageError(f"{option} is {text!r}, which is no amount", remedy="write for instance 50M or 2G")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
@@ -62,10 +62,12 @@ def limits_of(max_pixels: str | None, max_bytes: str | None, max_seconds: float 
         UsageError: an amount that is none, or a limit that cannot be kept without processes of their own.
     """
     if max_seconds is not None and not isolate:
-        raise UsageError("--max-seconds needs processes that can be ended; leave --no-isolate out")
+        raise UsageError("--max-seconds needs processes that can be ended", remedy="leave --no-isolate out")
     pixels = MAX_PIXELS if max_pixels is None else parse_amount(max_pixels, "--max-pixels")
     if pixels > MAX_PIXELS and not isolate:
-        raise UsageError(f"--max-pixels above {megapixels(MAX_PIXELS)} needs processes; leave --no-isolate out")
+        raise UsageError(
+            f"--max-pixels above {megapixels(MAX_PIXELS)} needs processes", remedy="leave --no-isolate out"
+        )
     size = MAX_BYTES if max_bytes is None else parse_amount(max_bytes, "--max-bytes")
     return Limits(pixels, size, MAX_SECONDS if max_seconds is None else max_seconds)
 

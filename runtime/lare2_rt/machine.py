@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import platform
 from pathlib import Path
@@ -56,6 +57,12 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def available_threads() -> int:
+    """Return the number of CPU threads (>= 1) allowed by the affinity mask and by the cgroup v2 or v1 quota."""
+    quota = _cgroup_quota(_CGROUP)
+    return max(1, processors() if quota is None else min(processors(), quota))
+
+
 def _system_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError):
         for line in (_PROC / "meminfo").read_text().splitlines():
@@ -75,3 +82,20 @@ def _container_memory() -> int | None:
                 used -= int(value)
         return max(0, limit - used)
     return None
+
+
+def _cgroup_quota(root: Path) -> int | None:
+    """Return the quota in whole threads, rounded up, or None where there is none."""
+    try:
+        limit, period = (root / "cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        try:
+            limit = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    try:
+        microseconds, of = int(limit), int(period)
+    except ValueError:  # "max": no limit
+        return None
+    return math.ceil(microseconds / of) if microseconds > 0 and of > 0 else None

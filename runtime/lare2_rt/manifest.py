@@ -285,17 +285,19 @@ def parse(content: bytes, where: str) -> Manifest:
         BundleError: too large, not JSON, another schema version, a wrong or unknown field, or an id that does not fit.
     """
     if len(content) > MAX_BYTES:
-        raise BundleError(f"{where}: {MANIFEST} is larger than 1 MB, which no bundle needs; get the bundle again")
+        raise BundleError(
+            f"{where}: {MANIFEST} is larger than 1 MB, which no bundle needs", remedy="get the bundle again"
+        )
     again = "get or build the bundle again"
     try:
         raw = json.loads(content)
     except (ValueError, RecursionError):
-        raise BundleError(f"{where}: {MANIFEST} is not valid JSON; {again}") from None
+        raise BundleError(f"{where}: {MANIFEST} is not valid JSON", remedy=again) from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:
         raise BundleError(
-            f"{where}: manifest schema version {_show(version)} is not {SCHEMA_VERSION}, the one this lare2-rt reads; "
-            "install the lare2-rt that built the bundle or build it again"
+            f"{where}: manifest schema version {_show(version)} is not {SCHEMA_VERSION}, the one this lare2-rt reads",
+            remedy="install the lare2-rt that built the bundle or build it again",
         )
     try:
         # JSON mode: strict about types, yet lists are accepted for tuples.
@@ -303,9 +305,11 @@ def parse(content: bytes, where: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BundleError(f"{where}: {MANIFEST} is wrong at {_show(place)}: {_show(first['msg'])}; {again}") from None
+        raise BundleError(
+            f"{where}: {MANIFEST} is wrong at {_show(place)}: {_show(first['msg'])}", remedy=again
+        ) from None
     if manifest.compute_id() != manifest.id or manifest.compute_lare_id() != manifest.lare_id:
-        raise BundleError(f"{where}: {MANIFEST} was changed after the build (its id does not match); {again}")
+        raise BundleError(f"{where}: {MANIFEST} was changed after the build (its id does not match)", remedy=again)
     return manifest
 
 

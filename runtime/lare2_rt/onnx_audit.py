@@ -62,16 +62,18 @@ def audit_onnx(path: Path, *, files: Collection[str]) -> None:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise BundleError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no graph needs; {_REMEDY}")
+            raise BundleError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no graph needs", remedy=_REMEDY)
         facts = read_facts(path.read_bytes(), str(path))
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {reason(error)}; check its access rights") from error
+        raise BundleError(f"{path} cannot be read: {reason(error)}", remedy="check its access rights") from error
     outside = sorted(facts.locations.difference(files))
     if outside:
-        raise BundleError(f"{path} names weights in {outside[0]!a:.100}, which its manifest does not list; {_REMEDY}")
+        raise BundleError(
+            f"{path} names weights in {outside[0]!a:.100}, which its manifest does not list", remedy=_REMEDY
+        )
     foreign = sorted(facts.domains.difference(_DOMAINS))
     if foreign:
-        raise BundleError(f"{path} needs operators of {foreign[0]!a:.100}, only ONNX's own are allowed; {_REMEDY}")
+        raise BundleError(f"{path} needs operators of {foreign[0]!a:.100}, only ONNX's own are allowed", remedy=_REMEDY)
 
 
 def read_facts(content: bytes, where: str) -> OnnxFacts:
@@ -95,7 +97,7 @@ class _Walk:
         self.domains: set[str] = set()
 
     def _error(self, words: str = "is not a valid ONNX file") -> BundleError:
-        return BundleError(f"{self._where} {words}; {_REMEDY}")
+        return BundleError(f"{self._where} {words}", remedy=_REMEDY)
 
     def message(self, name: str, begin: int, end: int, depth: int) -> None:
         if depth > _MAX_DEPTH:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from .detection import Detection
+from .text import printable, spreadsheet_safe
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,18 +83,6 @@ def parquet_writer(stream: IO[bytes]) -> Writer:
 def json_line(record: dict[str, Any]) -> str:
     """Return one line of JSON Lines; ASCII escapes every control character and lone surrogate, so any name survives."""
     return json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with control characters, line breaks and undecodable bytes as backslash escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def spreadsheet_safe(text: str) -> str:
-    """Return ``printable(text)`` such that no spreadsheet takes it for a formula."""
-    shown = printable(text)
-    # Some spreadsheets read the full-width forms of Japanese and Chinese keyboards as the plain ones.
-    return "'" + shown if shown.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else shown
 
 
 class _JsonLines:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from .datasets.arrow import arrow
-from .datasets.names import decode_name, encode_name
 from .detection import SCHEMA
 from .errors import UsageError, first_line
+from .text import decode_name, encode_name
 
 MAGIC = b"PAR1"
 _GROUP = 1000  # records held until they are written: about a megabyte
@@ -50,7 +50,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             if (file.schema_arrow.metadata or {}).get(b"lare2_rt.schema") != SCHEMA.encode():
-                raise UsageError(f"{path} holds no results of lare2-rt; choose another name")
+                raise UsageError(f"{path} holds no results of lare2-rt", remedy="choose another name")
             for batch in file.iter_batches(_GROUP):
                 for record in batch.to_pylist():
                     record["timings_ms"] = dict(record["timings_ms"])
@@ -61,7 +61,9 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     except UsageError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
-        raise UsageError(f"{path} is not a Parquet file ({first_line(error)[:100]}); choose another name") from error
+        raise UsageError(
+            f"{path} is not a Parquet file ({first_line(error)[:100]})", remedy="choose another name"
+        ) from error
 
 
 def _text(value: str | None) -> str | None:

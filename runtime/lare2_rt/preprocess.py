@@ -85,13 +85,13 @@ def preprocess(
     try:
         opened = open_image(source, as_stored=policy.exif == "ignore", limits=limits)
     except MemoryError:
-        raise ImageError("too little memory to decode it; scale it down first") from None
+        raise ImageError("too little memory to decode it", remedy="scale it down first") from None
     size, given = f"{opened.width}×{opened.height}", [opened]
     del opened  # else it would be held until the end
     try:
         return _both_branches(given, policy, _Framing(image_size, crop_size, crops, view))
     except MemoryError:
-        raise ImageError(f"too little memory for its {size} pixels; scale it down first") from None
+        raise ImageError(f"too little memory for its {size} pixels", remedy="scale it down first") from None
 
 
 @dataclass(frozen=True, slots=True)

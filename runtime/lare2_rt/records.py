@@ -85,7 +85,9 @@ class Records:
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
-                    raise OutputError(f"cannot remove {path}: {reason(error)}; check its access rights") from error
+                    raise OutputError(
+                        f"cannot remove {path}: {reason(error)}", remedy="check its access rights"
+                    ) from error
                 removed += 1
         return removed
 

@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeVar
 
 from .detection import SCHEMA, DecisionRule, Provenance
 from .errors import UsageError
-from .output import CSV_COLUMNS, json_line, spreadsheet_safe
+from .output import CSV_COLUMNS, json_line
 from .parquet_output import MAGIC, read_records
+from .text import spreadsheet_safe
 
 Lines = Literal["jsonl", "csv"]
 Identity = tuple[str, ...]
@@ -62,7 +63,8 @@ class Earlier:
             f"{name}: {old[:12] or 'none'} there, {new[:12] or 'none'} now" for name, old, new in names if old != new
         )
         raise UsageError(
-            f"{path} was begun with something else ({different}); go on with the same, or remove it to begin anew"
+            f"{path} was begun with something else ({different})",
+            remedy="go on with the same, or remove it to begin anew",
         )
 
 
@@ -96,13 +98,14 @@ def read_earlier(path: Path, form: Lines) -> Earlier:
             break  # cut by a kill
         if form == "csv" and number == 1:
             if line != _HEAD:
-                raise UsageError(f"{path} is no CSV file of this version's; remove it, or choose another name")
+                raise UsageError(f"{path} is no CSV file of this version's", remedy="remove it, or choose another name")
         else:
             try:
                 source, verdict, identity = _csv_row(line) if form == "csv" else _record(line)
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise UsageError(
-                    f"line {number} of {path} is no result of lare2-rt; mend or remove it, or choose another name"
+                    f"line {number} of {path} is no result of lare2-rt",
+                    remedy="mend or remove it, or choose another name",
                 ) from None
             earlier.sources[source] += 1
             earlier.verdicts.append(verdict)

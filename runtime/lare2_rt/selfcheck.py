@@ -25,10 +25,10 @@ from .preprocess import Pixels, preprocess
 if TYPE_CHECKING:
     from .engines.contract import OpenEngine
 
-# How far an engine with kernels of its own may be from the reference. On the embedded model the worst engine, MNN at
-# Winograd level 1, is 6e-5 away in LaRE and 3e-7 in probability.
+# How far an engine with kernels of its own may be from the reference. On the embedded model the worst float32 engine so
+# far, one with Winograd convolutions of another library, was 6e-5 away in LaRE and 3e-7 in probability.
 TOLERANCES = {
-    "lare": (1e-3, "relative L2; ten times what Winograd convolutions cost, a tenth of what half precision costs"),
+    "lare": (1e-3, "relative L2; over ten times what Winograd convolutions cost, a tenth of what half precision costs"),
     "probability": (1e-3, "a verdict changes only for images that are within a thousandth of a threshold"),
 }
 # The same in half precision, as builds judge it (lare2_export/half_parity.py).
@@ -89,8 +89,8 @@ def check_engine(engine: OpenEngine, bundle: Bundle) -> SelfCheck:
     expected = bundle.selfcheck
     if expected is None or len(expected) != len(pictures):
         raise BundleError(
-            f"{bundle.path} has no self-check data that this version can use; build the bundle again, or install the "
-            "lare2-rt that built it"
+            f"{bundle.path} has no self-check data that this version can use",
+            remedy="build the bundle again, or install the lare2-rt that built it",
         )
     batch = engine.info.batch
     found: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []

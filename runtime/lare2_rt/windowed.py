@@ -36,8 +36,8 @@ def check_windows(engine: OpenEngine, crops: int) -> None:
     """Raise EngineError where an engine cannot score several windows."""
     if crops > 1 and not isinstance(engine, WindowEngine):
         raise EngineError(
-            f"{engine.info.name} runs the chain in one piece and cannot score windows alone; choose another engine "
-            "with --engine, or leave --crops out"
+            f"{engine.info.name} runs the chain in one piece and cannot score windows alone",
+            remedy="choose another engine with --engine, or leave --crops out",
         )
 
 
@@ -60,7 +60,9 @@ def score_batch(engine: OpenEngine, items: Sequence[Pixels], batch: int) -> tupl
     timings = dict(output.timings)
     for index in range(max(_others(item) for item in items)):
         if not isinstance(engine, WindowEngine):
-            raise EngineError(f"{engine.info.name} cannot score windows alone; load the detector with one window")
+            raise EngineError(
+                f"{engine.info.name} cannot score windows alone", remedy="load the detector with one window"
+            )
         window = engine.run_window(output.lare, np.stack([_window(p, index) for p in padded]))
         for name, milliseconds in window.timings.items():
             timings[name] = timings.get(name, 0.0) + milliseconds

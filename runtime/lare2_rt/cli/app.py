@@ -5,21 +5,25 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Annotated, Literal, NoReturn, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
 from .._version import __version__
-from .console import Interrupted, ReaderGone, answering_sigterm, interruptible, output_errors, say, silence
+from ..console import (
+    EXIT_FILES,
+    Interrupted,
+    ReaderGone,
+    answering_sigterm,
+    fail,
+    interruptible,
+    output_errors,
+    silence,
+)
 from .dataset_commands import register as register_dataset_commands
 from .doctor_command import register as register_doctor_command
 from .engine_commands import register as register_engine_commands
 from .quality_commands import register as register_quality_commands
-
-# 0: everything scored. 1: some files failed, or the results could not all be written (the disk is full, the reader of
-# standard output left). 2: nothing could start. 3: what --fail-on looks for was found. 130: interrupted by Ctrl-C.
-# 143: ended by SIGTERM.
-EXIT_FILES, EXIT_USAGE, EXIT_FOUND, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 
 app = typer.Typer(
     name="lare2-rt",
@@ -220,9 +224,3 @@ def _run() -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
     return 0
-
-
-def fail(sentence: str, *, code: int = EXIT_USAGE) -> NoReturn:
-    """Print one sentence on standard error and leave with ``code``."""
-    say(sentence)
-    sys.exit(code)

@@ -19,16 +19,15 @@ from .._version import __version__
 from ..atomic import atomic_text, check_target
 from ..bench import BenchOptions, Mode, Row, measure
 from ..bundle import Bundle, open_bundle
+from ..console import EXIT_FILES, say, say_if_restored
 from ..engines import EngineOptions, select_engine
 from ..errors import EngineError, UsageError
 from ..locate import locate_bundle
-from ..machine import available_memory, cpu_facts, processors
-from ..output import format_for, print_tables, printable
+from ..machine import available_memory, available_threads, cpu_facts, processors
+from ..output import format_for, print_tables
 from ..preprocess import preprocess
-from ..threads import available_threads
-from .app import EXIT_FILES
-from .console import say, say_if_restored
-from .progress import hashing_progress
+from ..progress import hashing_progress
+from ..text import printable
 
 _HEADINGS = (
     "engine", "version", "batch", "threads", "p50 ms", "p90 ms", "p99 ms", "images/s", "load s", "peak MB",
@@ -92,7 +91,7 @@ def _format(command: BenchCommand, target: Path | None) -> Literal["table", "jso
         return "table"
     if form == "json":
         return "json"
-    raise UsageError(f"cannot tell the format of {target} from its ending; add --format table or json")
+    raise UsageError(f"cannot tell the format of {target} from its ending", remedy="add --format table or json")
 
 
 def _image(command: BenchCommand, bundle: Bundle) -> Path | None:

@@ -11,15 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ..compiled import CachedEngine, CompiledCache
-from ..engines import ENGINES
-from ..errors import UsageError
-from ..output import print_tables, printable
+from ..console import say
+from ..engines.registry import entry_of
+from ..output import print_tables
 from ..records import Records
-from .console import say
+from ..text import printable
 
 
 def show(engine: str | None, *, as_json: bool) -> None:
-    """Print the entries of the cache. Raises UsageError."""
+    """Print the entries of the cache; raises EngineError where there is no such engine."""
     _check(engine)
     cache = CompiledCache()
     entries = [entry for entry in cache.entries() if engine in (None, entry.engine)]
@@ -41,7 +41,7 @@ def show(engine: str | None, *, as_json: bool) -> None:
 
 
 def clear(engine: str | None) -> None:
-    """Remove entries and records, and say how many. Raises UsageError or OutputError."""
+    """Remove entries and records, and say how many. Raises EngineError or OutputError."""
     _check(engine)
     gone, kept = CompiledCache().clear(engine)
     measured = Records().clear(engine)
@@ -54,9 +54,8 @@ def clear(engine: str | None) -> None:
 
 
 def _check(engine: str | None) -> None:
-    names = [known.name for known in ENGINES if known.compiled]
-    if engine is not None and engine not in {known.name for known in ENGINES}:
-        raise UsageError(f"there is no engine {engine!r}; these compile: {', '.join(names)}")
+    if engine is not None:
+        entry_of(engine)
 
 
 def _document(cache: CompiledCache, entries: list[CachedEngine]) -> dict[str, object]:

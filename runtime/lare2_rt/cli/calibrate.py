@@ -17,6 +17,8 @@ from ..atomic import check_target, reason, write_bytes
 from ..bundle import Bundle
 from ..calibrated import check_place, decision_of, write_with_decision
 from ..calibration import CalibrationReport, Quality, Rate, calibrate, check_enough
+from ..console import EXIT_FILES, Interrupted, say
+from ..datasets.opening import open_data
 from ..detector import Detector
 from ..errors import EngineError, OutputError, UsageError
 from ..evaluation.items import Selection, select
@@ -25,10 +27,7 @@ from ..evaluation.store import Scored, ScoreStore, score
 from ..locate import locate_bundle
 from ..manifest import Precision
 from ..output import print_tables
-from .app import EXIT_FILES
-from .console import Interrupted, say
-from .evaluate import open_data
-from .progress import hashing_progress, scoring_progress
+from ..progress import hashing_progress, stepping
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +97,8 @@ def _refuse_unfit(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if manifest.decision.calibration == "untrained":
         raise UsageError(
-            f"{bundle.label} has untrained weights, whose scores mean nothing; calibrate a bundle with a trained head, "
-            "built by 'python export/build_engines.py --head FILE'"
+            f"{bundle.label} has untrained weights, whose scores mean nothing",
+            remedy="calibrate a bundle with a trained head, built by 'python export/build_engines.py --head FILE'",
         )
     if manifest.model.synthetic:
         say("note: only the head of this bundle was trained, the networks below it have random weights; expect little")
@@ -116,9 +115,11 @@ def _score(detector: Detector, selection: Selection, folder: Path) -> Scored | i
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot create {folder}: {reason(error)}; choose another place with --scores") from error
+        raise OutputError(
+            f"cannot create {folder}: {reason(error)}", remedy="choose another place with --scores"
+        ) from error
     try:
-        with scoring_progress(len(selection.items)) as step:
+        with stepping("scoring", len(selection.items)) as step:
             return score(scorer, selection.items, store=ScoreStore(folder, scorer, None), step=step)
     except KeyboardInterrupt as error:
         ending = Interrupted(error)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from .console import output_errors
+from ..console import output_errors
 
 Layout = Literal["auto", "genimage", "tiny-genimage", "aigcdetect", "folders", "community-forensics", "list"]
 ReportFormat = Literal["table", "json"]

@@ -7,15 +7,13 @@ import time
 import warnings
 
 from ..bundle import Bundle
+from ..console import EXIT_FILES, Interrupted, ignore_interrupts, say, say_if_restored
 from ..engines import OpenEngine
 from ..errors import EngineError, OutputError
 from ..features.extract import Extraction, ExtractOptions
 from ..features.sources import sources_of
 from ..locate import embedded_bundle, locate_bundle
-from .app import EXIT_FILES
-from .console import Interrupted, ignore_interrupts, say, say_if_restored
-from .progress import hashing_progress
-from .working import working
+from ..progress import counting, hashing_progress
 
 _RESUME = "what is finished is kept: run the same command again to go on"
 
@@ -24,7 +22,7 @@ def run(data: str, out: str, options: ExtractOptions, *, root: str | None) -> in
     """Extract everything that is missing; return the exit code. Raises Lare2Error before the first image."""
     # The decoder answers in sentences; Pillow's warnings about sizes and damaged metadata would come on top.
     warnings.filterwarnings("ignore", module=r"PIL\b")
-    with working("reading") as step:
+    with counting("reading") as step:
         sources = sources_of(data, root=root, threads=options.threads, progress=step)
     say_if_restored(locate_bundle(options.bundle))
     with hashing_progress() as hashed:
@@ -40,7 +38,7 @@ def _run(extraction: Extraction, out: str) -> int:
     done = failed = 0
     begin = time.perf_counter()
     try:
-        with working("extracting") as step, contextlib.closing(extraction.run()) as rows:
+        with counting("extracting") as step, contextlib.closing(extraction.run()) as rows:
             for row in rows:
                 done += 1
                 failed += bool(row.error)

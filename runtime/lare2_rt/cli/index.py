@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..atomic import check_target
+from ..console import EXIT_FILES, say
 from ..datasets.arrow import arrow
 from ..datasets.audit import AuditReport, audit_index, count_by
 from ..datasets.build import Indexed, LayoutChoice, build_index
@@ -24,11 +25,10 @@ from ..datasets.matched import INDEX_NAME, Matched, MatchedOptions, write_matche
 from ..datasets.overlaps import Overlaps, find_overlaps
 from ..datasets.split import TEST, VAL, SplitOptions, arrange_splits
 from ..datasets.table import Index, read_index, write_index
-from ..output import print_tables, printable
+from ..output import print_tables
+from ..progress import counting
+from ..text import printable
 from . import audit_report
-from .app import EXIT_FILES
-from .console import say
-from .working import working
 
 REPORT_SCHEMA = "lare2-rt/index-report/1"
 _SHOWN = 5  # groups of duplicates that are named; the others are counted
@@ -84,7 +84,7 @@ def run_index(data: str, options: IndexOptions) -> int:
     target = Path(options.out)
     check_target(target, overwrite=options.force)
     arrow()  # missing, it should not show after an hour of reading
-    with working("indexing") as step:
+    with counting("indexing") as step:
         made = build_index(data, layout=options.layout, root=options.root, threads=options.threads, progress=step)
     made = replace(made, index=arrange_splits(made.index, options.splits))
     _say_lists(data)
@@ -214,7 +214,7 @@ def _add_audit(report: _Report, name: str, audit: AuditReport) -> None:
 def _match(report: _Report, index: Index, choice: MatchedChoice, threads: int | None) -> bool:
     """Write matched copies and audit them; say whether some could not be made."""
     options = MatchedOptions(choice.size, choice.format, choice.quality)
-    with working("matching") as step:
+    with counting("matching") as step:
         made = write_matched(index, choice.folder, options, threads=threads, progress=step)
     for problem in made.problems:
         say(f"{problem.path}: {problem.reason}")

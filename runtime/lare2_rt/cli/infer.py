@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 from ..atomic import check_target
+from ..console import say, say_if_restored
 from ..datasets.arrow import arrow
 from ..detector import Detector
 from ..errors import UsageError
 from ..limits import Limits
 from ..locate import locate_bundle
 from ..output import Format, Writer, format_for
-from .console import say, say_if_restored
+from ..progress import hashing_progress
 from .infer_inputs import Source, gather
 from .infer_resume import check_resume, to_resumable
 from .infer_scoring import FailOn, Outcome, Rules, score
 from .infer_targets import to_file, to_stdout
-from .progress import hashing_progress
 from .shown import Shown, ShownOptions
 
 
@@ -106,14 +106,16 @@ def _load(options: InferOptions, *, views: bool) -> Detector:
 
 def _format(options: InferOptions, target: Path | None) -> Format:
     if options.format == "parquet" and target is None:
-        raise UsageError("Parquet is no text for standard output; name a file with --out")
+        raise UsageError("Parquet is no text for standard output", remedy="name a file with --out")
     if options.format is not None:
         return options.format
     if target is None:
         return "table"
     form = format_for(target.suffix)
     if form is None:
-        raise UsageError(f"cannot tell the format of {target} from its ending; add --format, such as jsonl or csv")
+        raise UsageError(
+            f"cannot tell the format of {target} from its ending", remedy="add --format, such as jsonl or csv"
+        )
     return form
 
 

@@ -25,9 +25,9 @@ def gather(arguments: list[str], lists: tuple[str, ...], *, null: bool) -> list[
     if not arguments and not lists:
         raise UsageError("Missing argument: name images, folders or patterns, or give a list with --list FILE")
     if null and not lists:
-        raise UsageError("--null says how a list is separated; add --list FILE, or leave it out")
+        raise UsageError("--null says how a list is separated", remedy="add --list FILE, or leave it out")
     if (*arguments, *lists).count(STDIN) > 1:
-        raise UsageError("standard input (-) can be read once only; put the other images into files")
+        raise UsageError("standard input (-) can be read once only", remedy="put the other images into files")
     sources: list[Source] = []
     for place in _around_stdin(arguments):
         sources.extend([_standard_input("image")] if place is None else expand(place))
@@ -51,12 +51,12 @@ def _paths_of(name: str, *, null: bool) -> list[str]:
         with Path(name).open("rb") as stream:
             return read_list(stream, null=null, name=name)
     except OSError as error:
-        raise UsageError(f"the list {name} cannot be read: {reason(error)}; check the path") from error
+        raise UsageError(f"the list {name} cannot be read: {reason(error)}", remedy="check the path") from error
 
 
 def _standard_input(what: str) -> IO[bytes]:
     if sys.stdin is None:
-        raise UsageError(f"standard input is closed; pipe the {what} into the command, or name a file")
+        raise UsageError("standard input is closed", remedy=f"pipe the {what} into the command, or name a file")
     if sys.stdin.isatty():
-        raise UsageError(f"standard input (-) is a terminal; pipe the {what} into the command, or name a file")
+        raise UsageError("standard input (-) is a terminal", remedy=f"pipe the {what} into the command, or name a file")
     return sys.stdin.buffer

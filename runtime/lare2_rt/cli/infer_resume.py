@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from ..atomic import check_target, draft_text, fsync_folder, reason, settle, taken_in_the_meantime
+from ..console import EXIT_FILES, ignore_interrupts, say
 from ..detection import Detection
 from ..detector import Detector
 from ..errors import OutputError, UsageError
@@ -17,8 +18,6 @@ from ..locks import FileLock, try_acquire
 from ..output import Format, Writer, writer_for
 from ..parquet_output import ParquetRecords
 from ..resume import Earlier, Identity, Lines, identity_of, is_parquet, lines_of, read_earlier, relation, shown_name
-from .app import EXIT_FILES
-from .console import ignore_interrupts, say
 from .infer_inputs import Source
 from .infer_scoring import Outcome, say_summary
 
@@ -29,13 +28,13 @@ _SYNC = 1.0  # seconds between moments from which even a power cut loses nothing
 def check_resume(target: Path | None, form: Format, sources: Sequence[Source], *, force: bool) -> Path:
     """Return the target, or raise UsageError or OutputError where ``--resume`` cannot work."""
     if target is None:
-        raise UsageError("--resume goes on with a file; name it with --out")
+        raise UsageError("--resume goes on with a file", remedy="name it with --out")
     if form not in ("jsonl", "csv", "parquet"):
-        raise UsageError(f"--resume writes jsonl, csv or parquet, not {form}; choose one of these")
+        raise UsageError(f"--resume writes jsonl, csv or parquet, not {form}", remedy="choose one of these")
     if force:
-        raise UsageError("--resume keeps what a file holds and --force replaces it; choose one of them")
+        raise UsageError("--resume keeps what a file holds and --force replaces it", remedy="choose one of them")
     if not all(isinstance(source, str) for source in sources):
-        raise UsageError("standard input cannot be read again by a resumed run; give the image as a file")
+        raise UsageError("standard input cannot be read again by a resumed run", remedy="give the image as a file")
     check_target(target, overwrite=True)
     return target
 
@@ -52,7 +51,9 @@ def to_resumable(score: Scoring, detector: Detector, sources: Sequence[Source], 
         partial.touch()  # with the rights of any new file, which a lock would not give it
         lock = try_acquire(partial, "exclusive")
         if lock is None:
-            raise UsageError(f"another lare2-rt is writing {partial}; wait for its end, or choose another name")
+            raise UsageError(
+                f"another lare2-rt is writing {partial}", remedy="wait for its end, or choose another name"
+            )
         extends = target.exists()
         if extends:
             _begin_from(target, partial, lines, wanted)
@@ -93,7 +94,7 @@ def _begin_from(target: Path, partial: Path, form: Lines, wanted: Identity) -> N
     """Let a file in the making begin with the results of a complete one; raises UsageError where it has others."""
     related = relation(partial, lines_of(target))
     if related == "other":
-        raise UsageError(f"{target} and {partial} hold different results; move one of them away")
+        raise UsageError(f"{target} and {partial} hold different results", remedy="move one of them away")
     if related == "shorter":
         read_earlier(target, form).check(wanted, target)  # before anything of it stands elsewhere
         with partial.open("wb") as stream:

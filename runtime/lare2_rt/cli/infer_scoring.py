@@ -9,13 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..console import EXIT_FILES, EXIT_FOUND, Interrupted, ignore_interrupts, say, uninterrupted
 from ..detector import Detector
 from ..errors import Lare2Error, UsageError
 from ..output import Writer
-from .app import EXIT_FILES, EXIT_FOUND
-from .console import Interrupted, ignore_interrupts, say, uninterrupted
+from ..progress import stepping
 from .infer_inputs import Source
-from .progress import scoring_progress
 
 FailOn = Literal["generated"]
 _VERDICTS = ("generated", "real", "unsure")
@@ -96,7 +95,7 @@ def score(
         tally.add(verdict)
     stopped, code = None, 0
     try:
-        with scoring_progress(len(sources)) as step, contextlib.closing(detector.detect_many(sources)) as results:
+        with stepping("scoring", len(sources)) as step, contextlib.closing(detector.detect_many(sources)) as results:
             for result in results:
                 with uninterrupted():
                     writer.add(result)

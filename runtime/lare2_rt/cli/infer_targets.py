@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..atomic import draft_bytes, draft_text, reason, taken_in_the_meantime
+from ..console import EXIT_FILES, ignore_interrupts, say, silence
 from ..errors import OutputError
 from ..output import Format, Writer, parquet_writer, writer_for
-from .app import EXIT_FILES
-from .console import ignore_interrupts, say, silence
 from .infer_scoring import Outcome, say_summary
 
 Scoring = Callable[[Writer], Outcome]

@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..bundle import Bundle, open_bundle
+from ..console import say_if_restored
 from ..locate import locate_bundle
 from ..manifest import COMPONENTS
-from ..output import print_tables, printable
-from .console import say_if_restored
+from ..output import print_tables
+from ..text import printable
 
 
 def run(named: str | None, *, form: Literal["table", "json"], verify: bool) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ..atomic import check_target
+from ..console import EXIT_FILES, Interrupted, heed_interrupts, say
 from ..detection import Detection
 from ..detector import Detector
 from ..errors import OutputError, UsageError
 from ..evidence.run import RunEvidence, facts_of
 from ..output import Writer
-from .app import EXIT_FILES
-from .console import Interrupted, heed_interrupts, say
-from .progress import drawing_progress
+from ..progress import stepping
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Shown:
         self._done = self._total = 0
         if self._page is not None:
             if options.out is not None and self._page.resolve() == Path(options.out).resolve():
-                raise UsageError(f"{self._page} cannot be both --report and --out; name two files")
+                raise UsageError(f"{self._page} cannot be both --report and --out", remedy="name two files")
             check_target(self._page, overwrite=options.force)
         if self._folder is not None or self._page is not None:
             report = self._page is not None
@@ -84,7 +84,7 @@ class Shown:
                 self._write_page(self._evidence, self._page, detector)
             if self._folder is not None and not ended:
                 heed_interrupts()
-                self._evidence.write_panels(drawing_progress)
+                self._evidence.write_panels(functools.partial(stepping, "drawing"))
                 say(f"panels are in {self._folder}")
         except OutputError as error:
             say(str(error))

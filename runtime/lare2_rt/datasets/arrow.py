@@ -20,7 +20,7 @@ def arrow() -> tuple[Any, Any]:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise UsageError(
-            "pyarrow is needed for Parquet tables and is not installed: pip install 'lare2-rt[data]'"
+            "pyarrow is needed for Parquet tables and is not installed", remedy="pip install 'lare2-rt[data]'"
         ) from (None)
 
 
@@ -50,22 +50,24 @@ def read_table(path: Path, *, types: Mapping[str, Any], schema: str, again: str)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"{path} does not exist; {again}") from None
+        raise UsageError(f"{path} does not exist", remedy=again) from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {reason(error)}; check the path and its access rights") from error
+        raise UsageError(
+            f"{path} cannot be read: {reason(error)}", remedy="check the path and its access rights"
+        ) from error
     try:
         table = pq.read_table(pa.BufferReader(content), use_threads=False)
         raw = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     except Exception as error:  # a damaged file can raise nearly anything
-        raise UsageError(f"{path} is not a Parquet table ({_short(error)}); {again}") from error
+        raise UsageError(f"{path} is not a Parquet table ({_short(error)})", remedy=again) from error
     found = raw.get("lare2_rt.schema")
     if found != schema:
-        raise UsageError(f"{path} has schema {json.dumps(found)[:80]} where {schema} is needed; {again}")
+        raise UsageError(f"{path} has schema {json.dumps(found)[:80]} where {schema} is needed", remedy=again)
     for name, kind in types.items():
         if name not in table.column_names or table.schema.field(name).type != kind:
-            raise UsageError(f"{path} has no column {name} of type {kind}; {again}")
+            raise UsageError(f"{path} has no column {name} of type {kind}", remedy=again)
         if table.column(name).null_count:
-            raise UsageError(f"{path} has empty cells in its column {name}; {again}")
+            raise UsageError(f"{path} has empty cells in its column {name}", remedy=again)
     return table, raw
 
 

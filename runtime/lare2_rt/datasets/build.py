@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UsageError
+from ..text import encode_name
 from .facts import Facts, measure_all
 from .layouts import FOLDER_LAYOUTS, Collected, Entry, collect_folder
 from .lists import collect_list
-from .names import encode_name
 from .table import Index, IndexRow, index_of
 from .walk import Problem
 
@@ -47,14 +47,14 @@ def collect(data: str | os.PathLike[str], *, layout: LayoutChoice = "auto", root
     path = os.fspath(data)
     if os.path.isdir(path):
         if layout == "list":
-            raise UsageError(f"{path} is a folder; for the layout 'list' give a file with lines 'PATH LABEL'")
+            raise UsageError(f"{path} is a folder", remedy="for the layout 'list' give a file with lines 'PATH LABEL'")
         if root is not None:
-            raise UsageError("--root is for lists; the paths of a folder's images are relative to the folder")
+            raise UsageError("--root is for lists", remedy="the paths of a folder's images are relative to the folder")
         return collect_folder(path, next((name for name in FOLDER_LAYOUTS if name == layout), None))
     if not Path(path).exists():
-        raise UsageError(f"{path} does not exist; check the path")
+        raise UsageError(f"{path} does not exist", remedy="check the path")
     if layout not in ("auto", "list"):
-        raise UsageError(f"{path} is a file; the layout '{layout}' is of folders")
+        raise UsageError(f"{path} is a file", remedy=f"the layout '{layout}' is of folders")
     return collect_list(path, root=root)
 
 
@@ -83,7 +83,9 @@ def build_index(
     found = collect(data, layout=layout, root=root)
     files = [os.path.join(found.root, entry.path) for entry in found.entries]
     if found.layout == "list" and not any(map(os.path.lexists, files)):
-        raise UsageError(f"none of the images that {os.fspath(data)} lists is in {found.root}; say where with --root")
+        raise UsageError(
+            f"none of the images that {os.fspath(data)} lists is in {found.root}", remedy="say where with --root"
+        )
     done = 0
 
     def step(count: int) -> None:

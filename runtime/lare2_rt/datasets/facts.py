@@ -18,10 +18,10 @@ from pathlib import Path
 from PIL import __version__ as pillow_version
 
 from ..decode import open_image
-from ..errors import NO_MEMORY, ImageError
+from ..errors import ImageError, no_memory
 from ..integrity import cache_folder, sha256_of
-from ..output import printable
-from ..threads import available_threads
+from ..machine import available_threads
+from ..text import printable
 from .jpeg import UNKNOWN_QUALITY, estimate_quality
 
 _VERSION = 1  # of what is measured; raised when the same file would give other facts
@@ -57,7 +57,7 @@ def measure(path: str) -> Facts:
     except ImageError as error:
         words = printable(str(error))
     except MemoryError:
-        words = NO_MEMORY
+        words = str(no_memory())
     except OSError:
         words = "it was removed while it was read; index again"
     size, digest = 0, ""

@@ -102,7 +102,7 @@ def collect_folder(root: str, layout: Layout | None = None) -> Collected:
     if not found.files:
         if found.problems:
             raise UsageError(f"no images in {root}: {found.problems[0].path}: {found.problems[0].reason}")
-        raise UsageError(f"no images in {root}; check the path, or give a list of images with their labels")
+        raise UsageError(f"no images in {root}", remedy="check the path, or give a list of images with their labels")
     folders = [Path(path).parts[:-1] for path in found.files]
     chosen = layout or _detect(folders, named=_of_root(root) is not None)
     placed: list[_Placed] = []
@@ -116,8 +116,8 @@ def collect_folder(root: str, layout: Layout | None = None) -> Collected:
     if chosen is None or not placed:
         names = LABELS["folders" if chosen is None else chosen]
         raise UsageError(
-            f"no image in {root} lies in a folder that says what it is ({', '.join(sorted(names))}); rename the "
-            "folders, or give a list with lines 'PATH LABEL'"
+            f"no image in {root} lies in a folder that says what it is ({', '.join(sorted(names))})",
+            remedy="rename the folders, or give a list with lines 'PATH LABEL'",
         )
     reader = _reader(chosen, root, placed)
     return Collected(
@@ -163,8 +163,8 @@ def _place(path: str, parts: tuple[str, ...], labels: dict[str, int]) -> _Placed
         return None
     if len({labels[parts[i].lower()] for i in spots}) > 1:
         raise UsageError(
-            f"{path} lies below {parts[spots[0]]} and {parts[spots[-1]]}, so its label is not clear; rename one of the "
-            "folders, name the layout with --layout, or give a list"
+            f"{path} lies below {parts[spots[0]]} and {parts[spots[-1]]}, so its label is not clear",
+            remedy="rename one of the folders, name the layout with --layout, or give a list",
         )
     last = spots[-1]
     return _Placed(path, labels[parts[last].lower()], parts[:last], parts[last + 1 :])

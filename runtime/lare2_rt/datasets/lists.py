@@ -36,7 +36,9 @@ def collect_list(path: str, *, root: str | None = None) -> Collected:
     is_csv = Path(path).suffix.lower() == ".csv"
     entries = _csv_entries(path, text, base) if is_csv else _line_entries(path, text, base)
     if not entries:
-        raise UsageError(f"{path} lists no image; write lines 'PATH LABEL' with label 0 (real) or 1 (generated)")
+        raise UsageError(
+            f"{path} lists no image", remedy="write lines 'PATH LABEL' with label 0 (real) or 1 (generated)"
+        )
     return Collected(base, "list", entries)
 
 
@@ -66,13 +68,13 @@ def _read(path: str) -> str:
     """The text, in which bytes that are not UTF-8 stay what they are in file names."""
     try:
         if Path(path).stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} is larger than {_MAX_BYTES >> 20} MiB, which no list is; check the path")
+            raise UsageError(f"{path} is larger than {_MAX_BYTES >> 20} MiB, which no list is", remedy="check the path")
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {reason(error)}; check the path") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}", remedy="check the path") from error
     text = content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     if "\0" in text:
-        raise UsageError(f"{path} is no text; give a folder of images, a list of them, or an index")
+        raise UsageError(f"{path} is no text", remedy="give a folder of images, a list of them, or an index")
     return text
 
 
@@ -86,7 +88,9 @@ def _line_entries(path: str, text: str, base: str) -> list[Entry]:
         name, separator, label = bare.rpartition("\t" if "\t" in bare else " ")
         name = name.rstrip(" ")  # columns may be aligned
         if not separator or not name:
-            raise UsageError(f"{path} line {number}: no path or no label; write 'PATH LABEL' with label 0 or 1")
+            raise UsageError(
+                f"{path} line {number}: no path or no label", remedy="write 'PATH LABEL' with label 0 or 1"
+            )
         entries.append(_entry(f"{path} line {number}", {"path": name, "label": label}, list_name=path, base=base))
     return entries
 
@@ -100,7 +104,7 @@ def _csv_entries(path: str, text: str, base: str) -> list[Entry]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise UsageError(f"{where}: not valid CSV ({error}); correct it") from None
+            raise UsageError(f"{where}: not valid CSV ({error})", remedy="correct it") from None
         if cells is None:
             break
         if not heading:
@@ -108,7 +112,9 @@ def _csv_entries(path: str, text: str, base: str) -> list[Entry]:
             _check_heading(where, heading)
         elif cells:
             if len(cells) != len(heading):
-                raise UsageError(f"{where}: {len(cells)} cells under {len(heading)} headings; quote what holds a comma")
+                raise UsageError(
+                    f"{where}: {len(cells)} cells under {len(heading)} headings", remedy="quote what holds a comma"
+                )
             entries.append(_entry(where, dict(zip(heading, cells, strict=True)), list_name=path, base=base))
     if not heading:
         _check_heading(f"{path} line 1", heading)
@@ -118,21 +124,23 @@ def _csv_entries(path: str, text: str, base: str) -> list[Entry]:
 def _check_heading(where: str, heading: list[str]) -> None:
     missing = sorted({"path", "label"} - set(heading))
     if missing:
-        raise UsageError(f"{where}: no column {' and no column '.join(missing)}; name it in the heading")
+        raise UsageError(f"{where}: no column {' and no column '.join(missing)}", remedy="name it in the heading")
 
 
 def _entry(where: str, cells: dict[str, str], *, list_name: str, base: str) -> Entry:
     """Check one line; what it does not say comes from names."""
     if not cells["path"]:
-        raise UsageError(f"{where}: no path; write the path of an image")
+        raise UsageError(f"{where}: no path", remedy="write the path of an image")
     label = _LABELS.get(cells["label"].strip().lower())
     if label is None:
-        raise UsageError(f"{where}: the label is {cells['label'][:40]!r}; it must be 0 (real) or 1 (generated)")
+        raise UsageError(
+            f"{where}: the label is {cells['label'][:40]!r}", remedy="it must be 0 (real) or 1 (generated)"
+        )
     listed = Path(list_name).name
     given = cells.get("split")
     split = split_named(given.strip()) if given is not None else split_named(listed.split("_")[0].split(".")[0]) or ""
     if split is None:
-        raise UsageError(f"{where}: the split is {given!r:.40}; it must be train, val, test or empty")
+        raise UsageError(f"{where}: the split is {given!r:.40}", remedy="it must be train, val, test or empty")
     path = _relative(cells["path"], base)
     generator = ""
     if label == GENERATED:

@@ -23,10 +23,10 @@ from PIL import Image
 from ..atomic import reason, write_bytes
 from ..colour import to_rgb
 from ..decode import open_image, orient
-from ..errors import NO_MEMORY, ImageError, OutputError, UsageError
+from ..errors import ImageError, OutputError, UsageError, no_memory
+from ..machine import available_threads
 from ..policy import Preprocessing
 from ..preprocess import centre_crop
-from ..threads import available_threads
 from .build import OnProgress
 from .facts import measure
 from .table import GENERATED, Index, IndexRow, index_of, write_index
@@ -102,7 +102,7 @@ def write_matched(
     target = Path(folder)
     rows, too_small, repeated = _select(index, chosen.size)
     if not rows:
-        raise UsageError(f"no image is {chosen.size}×{chosen.size} or larger; choose a smaller --matched-size")
+        raise UsageError(f"no image is {chosen.size}×{chosen.size} or larger", remedy="choose a smaller --matched-size")
     _prepare(target, chosen)
     done: list[IndexRow] = []
     problems: list[Problem] = []
@@ -142,12 +142,12 @@ def _prepare(folder: Path, options: MatchedOptions) -> None:
         folder.mkdir(exist_ok=True)
         if settings.is_file():
             if settings.read_bytes() != content:
-                raise OutputError(f"{folder} holds copies made with other options; choose another folder")
+                raise OutputError(f"{folder} holds copies made with other options", remedy="choose another folder")
             return
         if any(folder.iterdir()):
-            raise OutputError(f"{folder} is not empty; choose a new folder for the matched copies")
+            raise OutputError(f"{folder} is not empty", remedy="choose a new folder for the matched copies")
     except OSError as error:
-        raise OutputError(f"cannot use {folder}: {reason(error)}; choose another folder") from error
+        raise OutputError(f"cannot use {folder}: {reason(error)}", remedy="choose another folder") from error
     write_bytes(settings, content)
 
 
@@ -178,7 +178,7 @@ def _copy(index: Index, target: Path, options: MatchedOptions, row: int) -> Inde
         except ImageError as error:
             return Problem(original.path, str(error))
         except MemoryError:
-            return Problem(original.path, NO_MEMORY)
+            return Problem(original.path, str(no_memory()))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
     facts = measure(str(path))
@@ -204,7 +204,7 @@ def _encode(path: str, options: MatchedOptions) -> bytes:
     policy = Preprocessing()
     rgb = to_rgb(orient(open_image(path)), policy)
     if min(rgb.size) < options.size:
-        raise ImageError("it became smaller since it was indexed; index again")
+        raise ImageError("it became smaller since it was indexed", remedy="index again")
     window = Image.fromarray(centre_crop(np.asarray(rgb), options.size, policy.padding))
     sink = io.BytesIO()
     if options.format == "jpeg":

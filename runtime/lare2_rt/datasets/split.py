@@ -54,7 +54,7 @@ def arrange_splits(index: Index, options: SplitOptions) -> Index:
     present = {name for name in index.split if name}
     for name, share in ((VAL, options.val), (TEST, options.test)):
         if share and name in present:
-            raise UsageError(f"the set has a split {name} of its own; leave --{name}-share out")
+            raise UsageError(f"the set has a split {name} of its own", remedy=f"leave --{name}-share out")
     if present and TRAIN not in present:
         raise UsageError(f"the set has no training images to draw from: it has {', '.join(sorted(present))}")
     split = [name or TRAIN for name in index.split] if not present else list(index.split)
@@ -88,7 +88,7 @@ def _strata(index: Index, split: Sequence[str]) -> tuple[list[list[Family]], lis
 def _renamed(index: Index) -> Index:
     if VAL not in index.split or TEST in index.split:
         has = ", ".join(sorted({name for name in index.split if name})) or "none"
-        raise UsageError(f"--val-is-test is for sets with a split val and without test; this one has: {has}")
+        raise UsageError("--val-is-test is for sets with a split val and without test", remedy=f"this one has: {has}")
     return replace(index, split=tuple(TEST if name == VAL else name for name in index.split), digest="")
 
 

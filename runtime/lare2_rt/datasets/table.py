@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..atomic import check_target, write_bytes
 from ..errors import UsageError
 from ..integrity import sha256_of
+from ..text import decode_name, encode_name
 from .arrow import arrow, encode_table, read_table
-from .names import decode_name, encode_name
 
 SCHEMA = "lare2-rt/index/1"
 REAL, GENERATED = 0, 1
@@ -191,7 +191,7 @@ def read_index(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | N
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
     if root is None and not Path(stored).is_absolute():
-        raise UsageError(f"{file} does not say where its images are; {_AGAIN}")
+        raise UsageError(f"{file} does not say where its images are", remedy=_AGAIN)
     _check(file, {int(v) for v in np.unique(numbers["label"])} <= {REAL, GENERATED}, "label", "0 and 1")
     _check(file, set(texts["split"]) <= set(SPLITS), "split", "train, val, test and nothing")
     for name in ("width", "height", "bytes"):
@@ -217,7 +217,7 @@ def read_index(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | N
 
 def _check(file: Path, good: bool, column: str, allowed: str) -> None:
     if not good:
-        raise UsageError(f"{file}: its column {column} must hold {allowed}; {_AGAIN}")
+        raise UsageError(f"{file}: its column {column} must hold {allowed}", remedy=_AGAIN)
 
 
 def _types() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .finding import Finding, split_remedy
+from .finding import Finding
 from .packages import check_packages
 
 Progress = Callable[[str], None]
@@ -66,4 +66,4 @@ def _guarded(area: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
         )
 
 
-__all__ = ["Finding", "examine", "split_remedy"]
+__all__ = ["Finding", "examine"]

@@ -14,7 +14,7 @@ from ..errors import ImageError, Lare2Error
 from ..isolated import IsolatedDecoder
 from ..limits import Limits
 from ..policy import Preprocessing
-from .finding import Finding, split_remedy
+from .finding import Finding, broken
 from .packages import installed
 
 
@@ -25,8 +25,7 @@ def check_decoding() -> Iterator[Finding]:
         decoder = IsolatedDecoder(DecodeTask(Preprocessing(), 32, 32, Limits(max_seconds=20)), processes=1)
         yield from _formats(decoder)
     except Lare2Error as error:
-        what, remedy = split_remedy(str(error))
-        yield Finding("decoding", "processes", "bad", what, remedy)
+        yield broken("decoding", "processes", error)
     finally:
         if decoder is not None:
             decoder.close()
@@ -56,6 +55,5 @@ def _heic() -> Finding:
     try:
         heif.register()
     except ImageError as error:
-        what, remedy = split_remedy(str(error))
-        return Finding("decoding", "HEIC", "bad", what, remedy)
+        return broken("decoding", "HEIC", error)
     return Finding("decoding", "HEIC", "ok", "can be decoded")

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..bundle import open_bundle
-from ..engines import ENGINES, EngineOptions, load_engine, why_not
-from ..errors import Lare2Error
+from ..engines import EngineOptions, entry_of, load_engine, why_not
+from ..errors import EngineError, Lare2Error
 from ..locate import embedded_bundle
+from ..machine import available_threads
 from ..pictures import procedural_pictures
 from ..preprocess import preprocess
 from ..selfcheck import check_engine
-from ..threads import available_threads
 
 
 def main(name: str, cache: str) -> None:
@@ -28,24 +28,30 @@ def main(name: str, cache: str) -> None:
     try:
         answer = _examine(name, Path(cache))
     except Lare2Error as error:
-        answer = {"state": "broken", "reason": str(error)}
+        answer = _refused("broken", error)
     except MemoryError:
-        answer = {"state": "broken", "reason": "there is not enough memory for it; close other programs"}
+        answer = _refused("broken", EngineError("there is not enough memory for it", remedy="close other programs"))
     json.dump(answer, answers)
     answers.flush()
     os._exit(0)  # a library that crashes while it is unloaded was opened all the same
 
 
+def _refused(state: str, error: Lare2Error) -> dict[str, Any]:
+    return {"state": state, "problem": error.problem, "remedy": error.remedy or "report it"}
+
+
 def _examine(name: str, cache: Path) -> dict[str, Any]:
     bundle = open_bundle(embedded_bundle())
-    engine = next(engine for engine in ENGINES if engine.name == name)
+    entry = entry_of(name)
     options = EngineOptions(threads=available_threads(), cache=cache)
+    missing = entry.missing()
+    if missing is not None:
+        return _refused("absent", missing)
+    engine = entry.load()
     reason = why_not(engine, bundle, options)
     if reason is not None:
-        if engine.version is None:
-            return {"state": "absent", "reason": reason}
-        # An engine that needs more than packages, a GPU, needs other graphs as well: the embedded bundle has none.
-        return {"state": "unfit" if hasattr(engine, "machine_lacks") else "broken", "reason": reason}
+        # An engine on a GPU needs other graphs as well: the embedded bundle has none.
+        return _refused("unfit" if entry.device == "cuda" else "broken", reason)
     begin = time.perf_counter()
     running = load_engine(engine, bundle, options)
     seconds = time.perf_counter() - begin

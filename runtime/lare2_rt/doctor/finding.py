@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..errors import Lare2Error
+
 Status = Literal["ok", "note", "warn", "bad"]
 Fact = str | int | float | bool | None
 
@@ -34,10 +36,6 @@ class Finding:
             raise ValueError(f"{self.area} {self.name} has no remedy: {self.text}")
 
 
-def split_remedy(sentence: str) -> tuple[str, str]:
-    """Split one of our error sentences, which end with the remedy, into what happened and what to do."""
-    for mark in ("; ", ": "):
-        what, found, remedy = sentence.rpartition(mark)
-        if found:
-            return what, remedy
-    return sentence, "report it"
+def broken(area: str, name: str, error: Lare2Error) -> Finding:
+    """Return the finding for something that raised one of our errors."""
+    return Finding(area, name, "bad", error.problem, error.remedy or "report it")

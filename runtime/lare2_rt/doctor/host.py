@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..machine import available_memory, cpu_facts, processors
-from ..threads import available_threads
+from ..machine import available_memory, available_threads, cpu_facts, processors
 from .finding import Finding
 
 _CPUINFO = Path("/proc/cpuinfo")

@@ -26,7 +26,6 @@ OPTIONAL = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
-    "mnn",
     "tensorrt",
     "tensorrt-cu12",
     "tensorrt-cu13",

@@ -12,11 +12,11 @@ from pathlib import Path
 from ..atomic import reason
 from ..bundle import open_bundle
 from ..compiled import CachedEngine, CompiledCache
-from ..engines import ENGINES
+from ..engines.registry import ENGINES
 from ..errors import Lare2Error
 from ..integrity import cache_folder
 from ..locate import embedded_bundle, locate_bundle
-from .finding import Finding, split_remedy
+from .finding import Finding, broken
 
 _LEAST_DISK = 500_000_000  # bytes; an engine compiled from the full-size model takes more, and says so itself
 
@@ -34,20 +34,19 @@ def _one_bundle(path: Path, name: str, origin: str) -> Iterator[Finding]:
     try:
         bundle = open_bundle(path)
     except Lare2Error as error:
-        what, remedy = split_remedy(str(error))
+        remedy = error.remedy or "report it"
         if origin == "embedded":
             remedy = "pip install --force-reinstall --no-deps lare2-rt"
         elif origin == "from LARE2_BUNDLE":
             remedy += "; or set LARE2_BUNDLE to another bundle, or unset it for the embedded one"
-        yield Finding("bundle", name, "bad", f"{what} ({origin})", remedy)
+        yield Finding("bundle", name, "bad", f"{error.problem} ({origin})", remedy)
         return
     manifest = bundle.manifest
     facts = {"id": manifest.id, "name": manifest.model.name, "origin": origin}
     yield Finding("bundle", name, "ok", f"{bundle.label} is whole ({origin})", facts=facts)
-    note = manifest.rule.note
-    if name == "in use" and note is not None:
-        what, remedy = split_remedy(note)
-        yield Finding("bundle", "verdicts", "warn", what, remedy, {"calibration": manifest.rule.calibration})
+    reservation = manifest.rule.reservation
+    if name == "in use" and reservation is not None:
+        yield Finding("bundle", "verdicts", "warn", *reservation, {"calibration": manifest.rule.calibration})
 
 
 def check_cache() -> Iterator[Finding]:
@@ -59,8 +58,7 @@ def check_cache() -> Iterator[Finding]:
         cache = CompiledCache()
         entries = cache.entries()
     except Lare2Error as error:
-        what, remedy = split_remedy(str(error))
-        yield Finding("cache", "limit", "bad", what, remedy)
+        yield broken("cache", "limit", error)
         return
     except OSError as error:
         remedy = "check its access rights, or set LARE2_CACHE to another folder"

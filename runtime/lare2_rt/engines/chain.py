@@ -61,7 +61,7 @@ class ComponentChain:
 
     def _call(self, name: str, inputs: Arrays, timings: dict[str, float]) -> Outputs:
         if not self._components:
-            raise EngineError(f"the engine {self._info.name} is closed; open it again")
+            raise EngineError(f"the engine {self._info.name} is closed", remedy="open it again")
         begin = time.perf_counter()
         outputs = self._components[name](inputs)
         timings[name] = (time.perf_counter() - begin) * 1e3
@@ -80,7 +80,8 @@ def check_inputs(variant: Variant, inputs: Arrays) -> None:
         if (array.dtype, array.shape) != (np.dtype(spec.dtype), spec.shape):
             raise EngineError(
                 f"{variant.graph} takes {spec.name} as {spec.dtype} {list(spec.shape)}, not {array.dtype} "
-                f"{list(array.shape)}; report it"
+                f"{list(array.shape)}",
+                remedy="report it",
             )
 
 
@@ -90,6 +91,6 @@ def check_outputs(variant: Variant, outputs: Arrays) -> None:
         shape = outputs[spec.name].shape
         if shape != spec.shape:
             raise EngineError(
-                f"{variant.graph} gave {spec.name} as {list(shape)} instead of {list(spec.shape)}; "
-                "build the bundle again"
+                f"{variant.graph} gave {spec.name} as {list(shape)} instead of {list(spec.shape)}",
+                remedy="build the bundle again",
             )

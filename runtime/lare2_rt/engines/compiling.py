@@ -7,22 +7,19 @@ that the system kills for that must not take the user's program with it.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
+from ..child import NotStartedError, how_it_ended, run_child
 from ..compiled import CompiledCache
 from ..compiled_entry import Entry, Recipe, read_entry
 from ..errors import EngineError
 from ..manifest import Variant
-from ..script import NOT_WRITTEN
 from .contract import EngineInfo, EngineOptions, digest_of
 
 Build = Callable[[Variant, Path], None]
@@ -124,8 +121,8 @@ def _recipe(bundle: Bundle, name: str, variant: Variant, info: EngineInfo, facts
 
 
 @contextlib.contextmanager
-def onnx_files(bundle: Bundle, variant: Variant, folder: Path) -> Iterator[int]:
-    """Let a variant's ONNX files stand in ``folder`` for a ``with`` block, and yield how many bytes they have.
+def onnx_files(bundle: Bundle, variant: Variant, folder: Path) -> Iterator[None]:
+    """Let a variant's ONNX files stand in ``folder`` for a ``with`` block.
 
     Compilers find them there under plain names, whatever the path of the bundle looks like. Raises OSError.
     """
@@ -135,35 +132,24 @@ def onnx_files(bundle: Bundle, variant: Variant, folder: Path) -> Iterator[int]:
             (folder / name).symlink_to((bundle.path / name).resolve())
         except (OSError, NotImplementedError):  # file systems and users without links
             shutil.copyfile(bundle.path / name, folder / name)
-    yield sum(bundle.manifest.files[name].size for name in names)
+    yield
     for name in names:
         (folder / name).unlink()
 
 
-def run_script(script: str, arguments: Sequence[str | Path], *, cwd: Path, doing: str, remedy: str) -> str:
-    """Run a script of this folder in a fresh interpreter and return what it prints on standard output.
-
-    Its folder and ``cwd`` are not searched for modules: both hold files with names that others import.
+def run_script(module: str, arguments: Sequence[str | Path], *, cwd: Path, doing: str, remedy: str) -> None:
+    """Run ``main`` of a module of this package in a process of its own, in the folder ``cwd``.
 
     Raises:
         OSError: it could not write its result.
         EngineError: it failed; ``doing`` is what the engine cannot do then, and ``remedy`` what helps.
     """
-    command = [sys.executable, "-P", str(Path(__file__).parent / script), *map(str, arguments)]
     try:
-        run = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
-        )
-    except OSError as error:
-        raise EngineError(f"cannot {doing}: no Python process can be started ({error}); {remedy}") from error
-    if run.returncode < 0:
-        name = signal.Signals(-run.returncode).name
-        memory = "; it may need more memory than there is" if name == "SIGKILL" else ""
-        raise EngineError(f"cannot {doing}: the process was stopped by {name}{memory}; {remedy}")
-    if run.returncode == NOT_WRITTEN:
-        number = int(run.stdout)
-        raise OSError(number, os.strerror(number))
-    if run.returncode:
-        said = [line.strip() for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise EngineError(f"cannot {doing}: {said[-1][:200]}; {remedy}")
-    return run.stdout
+        code, _, said = run_child(f"{__package__}.{module}", *arguments, cwd=cwd)
+    except NotStartedError as error:
+        raise EngineError(f"cannot {doing}: no Python process can be started ({error})", remedy=remedy) from error
+    if code:
+        why = said if said and code > 0 else f"the process {how_it_ended(code)}"
+        if code == -signal.SIGKILL:
+            why += ", it may need more memory than there is"
+        raise EngineError(f"cannot {doing}: {why}", remedy=remedy)

@@ -1,10 +1,8 @@
-"""What an engine is: four verbs, ``why_not``, ``open``, ``run``, ``close``."""
+"""What an engine answers before it is opened (``Engine``) and after (``OpenEngine``)."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -133,7 +131,7 @@ class WindowEngine(Protocol):
 
 
 class Engine(Protocol):
-    """An engine that may or may not be usable here."""
+    """An engine that may or may not be usable here. ``CpuEngine`` and the GPU engines implement it."""
 
     @property
     def name(self) -> str:
@@ -141,7 +139,7 @@ class Engine(Protocol):
 
     @property
     def position_stable(self) -> bool:
-        """Whether an image's bits are the same in every row of a batch, whatever fills the others.
+        """Whether an image's bits are the same in every row of a batch, regardless of the other rows.
 
         Where this is False the engine is only ever opened at batch 1: see ``select_engine``.
         """
@@ -158,8 +156,11 @@ class Engine(Protocol):
     def version(self) -> str | None:
         """Version of the libraries that it computes with; None unless all that it needs are installed."""
 
-    def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
-        """Return the reason, with its remedy, why this engine cannot take the bundle here; None if it can."""
+    def machine_lacks(self) -> EngineError | None:
+        """Return what is missing on this machine whatever the bundle: packages, driver, device; None if nothing is."""
+
+    def why_not(self, bundle: Bundle, options: EngineOptions) -> EngineError | None:
+        """Return why this engine cannot take the bundle here; None if it can."""
 
     def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
         """Return what ``open`` would open, without loading anything; only for what ``why_not`` has no reason against.
@@ -172,13 +173,6 @@ class Engine(Protocol):
         """Load the engine; raises EngineError or BundleError."""
 
 
-def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution without importing it; None where it is not installed."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(distribution)
-    return None
-
-
 def build_key(bundle: Bundle, variants: Mapping[str, Variant], facts: Mapping[str, str | int]) -> str:
     """Return sha256 in hex over the graphs and weights in use and everything else that decides the compiled engine."""
     files = sorted({name for variant in variants.values() for name in (variant.graph, *variant.files)})
@@ -187,16 +181,6 @@ def build_key(bundle: Bundle, variants: Mapping[str, Variant], facts: Mapping[st
         "facts": dict(facts),
     }
     return digest_of(content)
-
-
-def describe_on_cpu(
-    name: str, version: str | None, bundle: Bundle, options: EngineOptions, facts: Mapping[str, str | int]
-) -> EngineInfo:
-    """Return what a float32 engine on the CPU would be; ``facts`` is what else decides its results."""
-    variants = portable_variants(bundle, options)
-    content = {"engine": name, "version": version or "", "device": "cpu", "threads": options.threads, **facts}
-    key = build_key(bundle, variants, content)
-    return EngineInfo(name, version or "", "cpu", "fp32", variants["egre"].batch, options.threads, key)
 
 
 def digest_of(content: Mapping[str, object]) -> str:
@@ -215,23 +199,8 @@ def tensors_of(variants: Mapping[ComponentName, Variant]) -> dict[str, TensorSpe
         for spec in (*variant.inputs, *variant.outputs):
             known = specs.setdefault(spec.name, spec)
             if (known.dtype, known.shape) != (spec.dtype, spec.shape):
-                raise EngineError(f"two components disagree about {spec.name}; build the bundle again")
+                raise EngineError(f"two components disagree about {spec.name}", remedy="build the bundle again")
     return specs
-
-
-def fp32_only(name: str, options: EngineOptions) -> str | None:
-    """Return why an engine that computes in float32 alone cannot serve the options; None if it can."""
-    if options.precision in (None, "fp32"):
-        return None
-    return f"{name} computes in fp32 here, not in {options.precision}; leave --precision out"
-
-
-def portable_variants(bundle: Bundle, options: EngineOptions) -> dict[str, Variant]:
-    """Return what engines on a CPU run; raises BundleError when the bundle lacks it.
-
-    Batch 1 is the default: on a CPU the cost grows with the images, so a larger graph would only pad.
-    """
-    return choose_variants(bundle, options, profile="portable", default_precision="fp32", default_batch=1)
 
 
 def choose_variants(

@@ -77,7 +77,7 @@ class Cuda:
         """Return what the current device is."""
         count = self.call("cudaGetDeviceCount")
         if not count:
-            raise EngineError(f"CUDA sees no GPU; {_REMEDIES[100]}")
+            raise EngineError("CUDA sees no GPU", remedy=_REMEDIES[100])
         properties = self.call("cudaGetDeviceProperties", 0)
         name = properties.name
         return Gpu(
@@ -93,7 +93,9 @@ class Cuda:
         address = int(self.call("cudaMalloc", size))
         self._stack.callback(self._quietly, "cudaFree", address)
         if address % ALIGNMENT:
-            raise EngineError(f"CUDA gave memory at an address that is not a multiple of {ALIGNMENT}; report it")
+            raise EngineError(
+                f"CUDA gave memory at an address that is not a multiple of {ALIGNMENT}", remedy="report it"
+            )
         return Buffer(address, shape, dtype)
 
     def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -195,7 +197,7 @@ def import_runtime() -> Any:  # noqa: ANN401
         import cuda.bindings.runtime
     except ImportError as error:
         raise EngineError(
-            f"cuda-bindings cannot be imported ({first_line(error)}): pip install 'lare2-rt[tensorrt]'"
+            f"cuda-bindings cannot be imported ({first_line(error)})", remedy="pip install 'lare2-rt[tensorrt]'"
         ) from error
     return cuda.bindings.runtime
 

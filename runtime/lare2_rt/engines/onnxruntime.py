@@ -10,59 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError, first_line
+from ..errors import EngineError, first_line
 from ..manifest import Variant
 from .chain import Arrays, Component, ComponentChain, check_outputs
-from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, installed_version, portable_variants
+from .contract import EngineOptions, OpenEngine
+from .cpu import CpuEngine, portable_variants
+from .registry import installed_version
 
 PROVIDER = "CPUExecutionProvider"
 _ERROR_LEVEL = 3
 _TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(CpuEngine):
     """Engine ``onnxruntime``. The same file gives the same bits alone and in any batch position, checked by tests."""
 
     name = "onnxruntime"
     position_stable = True
     compiled = False
 
-    @property
-    def version(self) -> str | None:
-        """See ``Engine.version``."""
-        return installed_version("onnxruntime") or installed_version("onnxruntime-gpu")
-
-    def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
-        """Return why ONNX Runtime cannot be used, with the remedy."""
-        installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
-        if not installed:
-            return "onnxruntime is not installed: pip install 'lare2-rt[cpu]'"
-        if len(installed) == 2:
-            # They write into the same folder: whichever came last won, partly.
-            return (
-                "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-                "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you need"
-            )
-        try:
-            portable_variants(bundle, options)
-        except BundleError as error:
-            return str(error)
-        return None
-
-    def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
-        """See ``Engine.describe``."""
-        variants = portable_variants(bundle, options)
-        precision, batch = variants["egre"].precision, variants["egre"].batch
-        version = self.version or ""
-        facts: dict[str, str | int] = {
-            "engine": self.name,
-            "version": version,
-            "device": "cpu",
-            "precision": precision,
-            "threads": options.threads,
-        }
-        key = build_key(bundle, variants, facts)
-        return EngineInfo(self.name, version, "cpu", precision, batch, options.threads, key)
+    def machine_lacks(self) -> EngineError | None:
+        """See ``Engine.machine_lacks``."""
+        return super().machine_lacks() or clash()
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Create one session per component; raises EngineError when ONNX Runtime refuses one."""
@@ -73,14 +42,24 @@ class OnnxRuntimeEngine:
         return ComponentChain(info, components, noise=bundle.noise, close=sessions.clear)
 
 
+def clash() -> EngineError | None:
+    """Return what is wrong where ONNX Runtime is installed twice: both write into one folder."""
+    if None in map(installed_version, ("onnxruntime", "onnxruntime-gpu")):
+        return None
+    return EngineError(
+        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
+        remedy="pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you need",
+    )
+
+
 def import_onnxruntime() -> None:
     """Import the library; raises EngineError."""
     try:
         importlib.import_module("onnxruntime")
     except Exception as error:  # a broken installation can fail in any way
         raise EngineError(
-            f"onnxruntime is installed but cannot be imported ({first_line(error)}): "
-            "pip install --force-reinstall onnxruntime"
+            f"onnxruntime is installed but cannot be imported ({first_line(error)})",
+            remedy="pip install --force-reinstall onnxruntime",
         ) from error
 
 
@@ -110,8 +89,8 @@ def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa
         session = onnxruntime.InferenceSession(str(path), session_settings(threads), providers=[PROVIDER])
     except Exception as error:
         raise EngineError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {path.name} ({first_line(error)}); "
-            "update onnxruntime or build the bundle again"
+            f"onnxruntime {onnxruntime.__version__} cannot load {path.name} ({first_line(error)})",
+            remedy="update onnxruntime or build the bundle again",
         ) from error
     if session.get_providers() != [PROVIDER]:
         raise EngineError(f"onnxruntime opened {path.name} on {session.get_providers()} instead of {PROVIDER}")
@@ -124,7 +103,9 @@ def check_signature(session: Any, variant: Variant, path: Path) -> None:  # noqa
     for values, specs in ((session.get_inputs(), variant.inputs), (session.get_outputs(), variant.outputs)):
         actual = {value.name: (value.type, tuple(value.shape)) for value in values}
         if actual != {spec.name: (_TYPES[spec.dtype], spec.shape) for spec in specs}:
-            raise EngineError(f"{path} has other inputs or outputs than its manifest says; build the bundle again")
+            raise EngineError(
+                f"{path} has other inputs or outputs than its manifest says", remedy="build the bundle again"
+            )
 
 
 def component_of(variant: Variant, session: Any) -> Component:  # noqa: ANN401
@@ -136,8 +117,8 @@ def component_of(variant: Variant, session: Any) -> Component:  # noqa: ANN401
             results = session.run(names, dict(inputs))
         except Exception as error:
             raise EngineError(
-                f"onnxruntime failed in {variant.graph}: {first_line(error)}; close other programs if memory is "
-                "short, else report it"
+                f"onnxruntime failed in {variant.graph}: {first_line(error)}",
+                remedy="close other programs if memory is short, else report it",
             ) from error
         outputs = dict(zip(names, results, strict=True))
         check_outputs(variant, outputs)

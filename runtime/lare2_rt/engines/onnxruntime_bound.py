@@ -125,8 +125,8 @@ class BoundChain:
                     binding.bind_ortvalue_output(spec.name, self._buffers[spec.name])
         except Exception as error:
             raise EngineError(
-                f"{self._info.name} cannot prepare its memory ({first_line(error)}); free some memory of "
-                f"{self._info.device}"
+                f"{self._info.name} cannot prepare its memory ({first_line(error)})",
+                remedy=f"free some memory of {self._info.device}",
             ) from error
 
     def _call(self, name: ComponentName) -> float:
@@ -136,25 +136,28 @@ class BoundChain:
             self._sessions[name].run_with_iobinding(self._bindings[name], self._run_options)
         except Exception as error:
             raise EngineError(
-                f"{self._info.name} failed in {name}: {first_line(error)}; free some memory of {self._info.device}, or "
-                "run with --no-cuda-graph, else report it"
+                f"{self._info.name} failed in {name}: {first_line(error)}",
+                remedy=f"free some memory of {self._info.device}, or run with --no-cuda-graph, else report it",
             ) from error
         return (time.perf_counter() - begin) * 1e3
 
     def _write(self, name: str, array: NDArray[Any]) -> None:
         """Write an array into its buffer; raises EngineError unless type and shape are the buffer's."""
         if not self._sessions:
-            raise EngineError(f"the engine {self._info.name} is closed; open it again")
+            raise EngineError(f"the engine {self._info.name} is closed", remedy="open it again")
         spec: TensorSpec = self._specs[name]
         if (array.dtype, array.shape) != (np.dtype(spec.dtype), spec.shape):
             raise EngineError(
                 f"{self._info.name} takes {name} as {spec.dtype} {list(spec.shape)}, not {array.dtype} "
-                f"{list(array.shape)}; report it"
+                f"{list(array.shape)}",
+                remedy="report it",
             )
         try:
             self._buffers[name].update_inplace(np.ascontiguousarray(array))
         except Exception as error:
-            raise EngineError(f"{self._info.name} cannot take {name}: {first_line(error)}; report it") from error
+            raise EngineError(
+                f"{self._info.name} cannot take {name}: {first_line(error)}", remedy="report it"
+            ) from error
 
     def _read(self, name: str) -> Float32:
         """Return a buffer's content; on a CPU ONNX Runtime may give the buffer itself, so it is copied."""

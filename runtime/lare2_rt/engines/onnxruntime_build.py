@@ -1,4 +1,4 @@
-"""Let ONNX Runtime's TensorRT provider build and keep the engine of one graph. Run as a script.
+"""Let ONNX Runtime's TensorRT provider build and keep the engine of one graph. Runs in a child process.
 
 Arguments: the ONNX file, and the providers with their options as JSON; the first of them names the folder where the
 engine goes. What is wrong is the last line on standard error.
@@ -8,10 +8,12 @@ import importlib
 import json
 import sys
 
+from ..child import written_or_said
+
 REVISION = 1  # in the keys of the cache: raise it with every change of how engines are built
 
 
-def main(graph: str, providers: str) -> None:
+def build(graph: str, providers: str) -> None:
     """Open a session, which builds, and leave."""
     ort = importlib.import_module("onnxruntime")
     ort.preload_dlls()
@@ -25,8 +27,6 @@ def main(graph: str, providers: str) -> None:
         sys.exit(f"it went to {found[0]}, as libraries of TensorRT 10 or CUDA 13 do not load")
 
 
-if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except Exception as error:  # whatever the library, the driver or the GPU does
-        sys.exit((str(error).splitlines() or [type(error).__name__])[-1])
+def main(graph: str, providers: str) -> None:
+    """Build, as a child of the engine."""
+    written_or_said(lambda: build(graph, providers))

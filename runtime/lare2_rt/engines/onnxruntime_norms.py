@@ -1,4 +1,4 @@
-"""Write GroupNormalization as InstanceNormalization, for ONNX Runtime's CUDA provider. Run as a script.
+"""Write GroupNormalization as InstanceNormalization, for ONNX Runtime's CUDA provider. Runs in a child process.
 
 Arguments: name of the ONNX file, in the current folder, and where the new one goes. Weights stay in the data file of
 the graph, to which the new one refers by its name.
@@ -10,13 +10,12 @@ Here the shapes are constants: the groups of an image become the channels of an 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lare2_rt.script import run_to_end
+from ..child import written_or_said
 
 if TYPE_CHECKING:
     import onnx
@@ -88,5 +87,6 @@ def write(source: str, target: Path) -> None:
     target.write_bytes(model.SerializeToString(deterministic=True))
 
 
-if __name__ == "__main__":
-    run_to_end(lambda: write(sys.argv[1], Path(sys.argv[2])))
+def main(source: str, target: str) -> None:
+    """Rewrite, as a child of the engine."""
+    written_or_said(lambda: write(source, Path(target)))

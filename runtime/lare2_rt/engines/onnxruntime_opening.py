@@ -42,8 +42,9 @@ def open_on(
         ) from error
     if session.get_providers()[:1] != [wanted]:  # libraries that do not load are no error to ONNX Runtime
         raise EngineError(
-            f"onnxruntime opened {name} on {', '.join(session.get_providers())} instead of {wanted}: libraries of CUDA "
-            "13 or cuDNN 9 do not load; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            f"onnxruntime opened {name} on {', '.join(session.get_providers())} instead of {wanted}: "
+            "libraries of CUDA 13 or cuDNN 9 do not load",
+            remedy="pip install 'onnxruntime-gpu[cuda,cudnn]'",
         )
     return session
 
@@ -56,8 +57,8 @@ def import_onnxruntime_gpu() -> Any:  # noqa: ANN401
             ort.preload_dlls()
     except Exception as error:  # a broken installation can fail in any way
         raise EngineError(
-            f"onnxruntime-gpu is installed but cannot be imported ({first_line(error)}): "
-            "pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'"
+            f"onnxruntime-gpu is installed but cannot be imported ({first_line(error)})",
+            remedy="pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'",
         ) from error
     return ort
 
@@ -66,7 +67,7 @@ def rewrite_norms(bundle: Bundle, variant: Variant, folder: Path) -> None:
     """Put the graph as the CUDA provider can run it into ``folder``; its weights stay in the bundle."""
     with onnx_files(bundle, variant, folder):
         run_script(
-            "onnxruntime_norms.py",
+            "onnxruntime_norms",
             [variant.graph, "rewritten"],
             cwd=folder,
             doing=f"rewrite {variant.graph} for CUDA",
@@ -78,11 +79,11 @@ def rewrite_norms(bundle: Bundle, variant: Variant, folder: Path) -> None:
 def build_tensorrt(bundle: Bundle, variant: Variant, folder: Path, providers: list[tuple[str, dict[str, str]]]) -> None:
     """Let the TensorRT provider put its engine into ``folder``, in a process of its own."""
     run_script(
-        "onnxruntime_build.py",
+        "onnxruntime_build",
         [bundle.graph_path(variant).absolute(), json.dumps(providers)],
         cwd=folder,
         doing=f"build {variant.graph} with TensorRT",
         remedy="free some GPU memory, or choose another --engine",
     )
     if not any(path.suffix == ".engine" for path in folder.iterdir()):
-        raise EngineError(f"TensorRT took no part of {variant.graph}; choose another --engine, and report it")
+        raise EngineError(f"TensorRT took no part of {variant.graph}", remedy="choose another --engine, and report it")

@@ -13,19 +13,12 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..compiled_entry import Entry
-from ..errors import BundleError, EngineError
+from ..errors import EngineError
 from ..machine import cpu_facts
 from ..manifest import Variant
 from .compiling import compile_chain, run_script
-from .contract import (
-    EngineInfo,
-    EngineOptions,
-    OpenEngine,
-    describe_on_cpu,
-    fp32_only,
-    installed_version,
-    portable_variants,
-)
+from .contract import EngineOptions, OpenEngine
+from .cpu import CpuEngine, portable_variants
 from .mapped import let_go
 from .openvino_library import (
     SETTINGS,
@@ -41,34 +34,16 @@ _MODEL = "model.blob"
 _WEIGHTLESS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(CpuEngine):
     """Engine ``openvino``. Rows of a batch are equal; graphs of two batch sizes differ by rounding (tests bound it)."""
 
     name = "openvino"
     position_stable = True
     compiled = True
 
-    @property
-    def version(self) -> str | None:
-        """See ``Engine.version``."""
-        return installed_version("openvino")
-
-    def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
-        """Return why OpenVINO cannot be used, with the remedy."""
-        if self.version is None:
-            return "openvino is not installed: pip install 'lare2-rt[openvino]'"
-        reason = fp32_only(self.name, options)
-        if reason is not None:
-            return reason
-        try:
-            portable_variants(bundle, options)
-        except BundleError as error:
-            return str(error)
-        return None
-
-    def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
-        """See ``Engine.describe``."""
-        return describe_on_cpu(self.name, self.version, bundle, options, _facts())
+    def facts(self) -> dict[str, str | int]:
+        """Return what decides the compiled model beside the graph; the number of threads does not."""
+        return {"settings": json.dumps({**SETTINGS, **_WEIGHTLESS}, sort_keys=True)}
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Compile what the cache lacks and load it; raises EngineError when OpenVINO refuses a component."""
@@ -79,7 +54,7 @@ class OpenVinoEngine:
             variants,
             options,
             info=info,
-            facts={"device": "cpu", **_facts(), **cpu_facts()},
+            facts={"device": "cpu", **self.facts(), **cpu_facts()},
             build=lambda variant, folder: _compile(bundle, variant, folder),
         )
         return open_models(
@@ -92,11 +67,6 @@ class OpenVinoEngine:
         )
 
 
-def _facts() -> dict[str, str]:
-    """What decides the compiled model beside the graph; the number of threads does not."""
-    return {"settings": json.dumps({**SETTINGS, **_WEIGHTLESS}, sort_keys=True)}
-
-
 def _weights(bundle: Bundle, variant: Variant) -> Path | None:
     """Return the file that holds all weights of a graph; None where they are in the graph or in several files."""
     return bundle.path / variant.files[0] if len(variant.files) == 1 else None
@@ -105,7 +75,7 @@ def _weights(bundle: Bundle, variant: Variant) -> Path | None:
 def _compile(bundle: Bundle, variant: Variant, folder: Path) -> None:
     settings = SETTINGS if _weights(bundle, variant) is None else {**SETTINGS, **_WEIGHTLESS}
     run_script(
-        "openvino_compile.py",
+        "openvino_compile",
         [variant.graph, folder / _MODEL, json.dumps(settings)],
         cwd=bundle.path,
         doing=f"compile {variant.graph} with openvino",
@@ -125,8 +95,8 @@ def _load(core: Any, bundle: Bundle, variant: Variant, entry: Entry, *, threads:
     except Exception as error:
         entry.discard()
         raise EngineError(
-            f"openvino cannot load what it compiled from {variant.graph} ({what_is_wrong(error)}); it was removed from "
-            "the cache: try again, else choose another --engine"
+            f"openvino cannot load what it compiled from {variant.graph} ({what_is_wrong(error)})",
+            remedy="it was removed from the cache: try again, else choose another --engine",
         ) from error
     check_model(bundle, variant, model)
     return model

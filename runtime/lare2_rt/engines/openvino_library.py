@@ -69,8 +69,8 @@ def openvino_core() -> Any:  # noqa: ANN401
             return _kept_core()
     except Exception as error:  # a broken installation can fail in any way
         raise EngineError(
-            f"openvino is installed but cannot be imported ({first_line(error)}): "
-            "pip install --force-reinstall openvino"
+            f"openvino is installed but cannot be imported ({first_line(error)})",
+            remedy="pip install --force-reinstall openvino",
         ) from error
 
 
@@ -83,13 +83,15 @@ def check_model(bundle: Bundle, variant: Variant, model: Any) -> None:  # noqa: 
     """Raise EngineError where a compiled model does not compute in float32 or is not what the manifest says."""
     precision = model.get_property("INFERENCE_PRECISION_HINT").to_string()
     if precision != "f32":
-        raise EngineError(f"openvino computes {variant.graph} in {precision} instead of f32; choose another --engine")
+        raise EngineError(
+            f"openvino computes {variant.graph} in {precision} instead of f32", remedy="choose another --engine"
+        )
     for ports, specs in ((model.inputs, variant.inputs), (model.outputs, variant.outputs)):
         actual = {port.any_name: (port.element_type.to_dtype(), tuple(port.shape)) for port in ports}
         if actual != {spec.name: (np.dtype(spec.dtype), spec.shape) for spec in specs}:
             raise EngineError(
-                f"{bundle.graph_path(variant)} has other inputs or outputs than its manifest says; "
-                "build the bundle again"
+                f"{bundle.graph_path(variant)} has other inputs or outputs than its manifest says",
+                remedy="build the bundle again",
             )
 
 
@@ -152,8 +154,8 @@ def component_of_model(variant: Variant, model: Any) -> Component:  # noqa: ANN4
             results = request.infer(dict(inputs), share_inputs=True)
         except Exception as error:
             raise EngineError(
-                f"openvino failed in {variant.graph}: {what_is_wrong(error)}; close other programs if memory is short, "
-                "else report it"
+                f"openvino failed in {variant.graph}: {what_is_wrong(error)}",
+                remedy="close other programs if memory is short, else report it",
             ) from error
         outputs = {name: results[name] for name in names}
         check_outputs(variant, outputs)

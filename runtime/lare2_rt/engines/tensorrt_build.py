@@ -1,8 +1,7 @@
-"""Build one TensorRT plan. Run as ``python -m lare2_rt.engines.tensorrt_build`` in a process of its own.
+"""Build one TensorRT plan, in a child process.
 
 Arguments: name of the binding's module, ONNX file, where the plan goes, the timing cache, options as JSON. Lines on
-standard output tell the progress. Where the result cannot be written the exit code is 3 and the last line of standard
-output is the error number; else what is wrong is the last line on standard error.
+standard output tell the progress.
 """
 
 import importlib
@@ -11,10 +10,9 @@ import sys
 from pathlib import Path
 
 from ..atomic import write_bytes
+from ..child import written_or_said
 from ..errors import EngineError, OutputError, first_line
 from .tensorrt_plan import PlanOptions, build_plan
-
-NOT_WRITTEN = 3
 
 
 def main(module: str, graph: str, target: str, timings: str, options: str) -> None:
@@ -32,18 +30,10 @@ def main(module: str, graph: str, target: str, timings: str, options: str) -> No
         sys.exit(str(error))
     except Exception as error:  # the library is loaded from what the user has installed, and that can be broken
         sys.exit(f"{module} failed: {type(error).__name__}: {first_line(error)}")
-    try:
-        Path(target).write_bytes(plan)
-    except OSError as error:
-        print(error.errno or 0)  # noqa: T201
-        sys.exit(NOT_WRITTEN)
+    written_or_said(lambda: Path(target).write_bytes(plan))
     if measured:
         try:
             known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_bytes(known, measured)  # atomically: several builds may share it
         except (OSError, OutputError) as error:
             print(f"the timing cache is not kept: {first_line(error)}")  # noqa: T201
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

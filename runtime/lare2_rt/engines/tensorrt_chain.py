@@ -124,7 +124,7 @@ class TensorRtChain:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise EngineError(f"the engine {self._info.name} is closed; open it again")
+            raise EngineError(f"the engine {self._info.name} is closed", remedy="open it again")
 
     def _stage(self, name: str, array: NDArray[np.generic]) -> None:
         """Copy an array into the page-locked memory of its name; raises EngineError unless type and shape fit."""
@@ -132,7 +132,8 @@ class TensorRtChain:
         if (array.dtype, array.shape) != (staged.dtype, staged.shape):
             raise EngineError(
                 f"{self._info.name} takes {name} as {staged.dtype} {list(staged.shape)}, not {array.dtype} "
-                f"{list(array.shape)}; report it"
+                f"{list(array.shape)}",
+                remedy="report it",
             )
         staged[...] = array
 
@@ -211,7 +212,7 @@ class _Contexts:
     def execute(self, name: ComponentName, stream: int) -> None:
         """Enqueue a component; raises EngineError."""
         if not self._contexts[name].execute_async_v3(stream):
-            raise EngineError(f"TensorRT cannot run {name}: {self._messages.last}; report it")
+            raise EngineError(f"TensorRT cannot run {name}: {self._messages.last}", remedy="report it")
 
     def _release(self) -> None:
         """Contexts before their engines, engines before the runtime, the logger last."""
@@ -231,17 +232,19 @@ class _Contexts:
     ) -> Any:  # noqa: ANN401
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise EngineError(f"TensorRT cannot prepare {name}: {self._messages.last}; free some GPU memory")
+            raise EngineError(f"TensorRT cannot prepare {name}: {self._messages.last}", remedy="free some GPU memory")
         context.set_device_memory(memory.address, memory.nbytes)
         for spec in variant.inputs:
             if not context.set_input_shape(spec.name, spec.shape):
-                raise EngineError(f"the plan of {name} does not take {spec.name} as {list(spec.shape)}; report it")
+                raise EngineError(
+                    f"the plan of {name} does not take {spec.name} as {list(spec.shape)}", remedy="report it"
+                )
         for spec in (*variant.inputs, *variant.outputs):
             if not context.set_tensor_address(spec.name, buffers[spec.name].address):
                 raise EngineError(f"TensorRT refuses the memory of {spec.name} in {name}: {self._messages.last}")
         missing = context.infer_shapes()
         if missing:
-            raise EngineError(f"the plan of {name} lacks the shape of {', '.join(missing)}; report it")
+            raise EngineError(f"the plan of {name} lacks the shape of {', '.join(missing)}", remedy="report it")
         return context
 
 
@@ -278,4 +281,6 @@ def _check_plan(trt: Any, engine: Any, name: ComponentName, variant: Variant) ->
         for spec in specs
     }
     if actual != expected:
-        raise EngineError(f"the plan of {name} is of another graph than {variant.graph}; clear the cache and try again")
+        raise EngineError(
+            f"the plan of {name} is of another graph than {variant.graph}", remedy="clear the cache and try again"
+        )

@@ -101,7 +101,7 @@ def build_plan(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(os.fspath(graph)):
-        raise EngineError(f"TensorRT does not take {graph.name}: {_parser_errors(parser)}; report it")
+        raise EngineError(f"TensorRT does not take {graph.name}: {_parser_errors(parser)}", remedy="report it")
     _check_half(trt, network, graph.name)
     config = builder.create_builder_config()
     cache = _configure(trt, config, options, timings=timings, progress=progress)
@@ -110,7 +110,8 @@ def build_plan(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(
-            f"TensorRT cannot build {graph.name}: {messages.last}; free GPU memory, or lower the optimisation level"
+            f"TensorRT cannot build {graph.name}: {messages.last}",
+            remedy="free GPU memory, or lower the optimisation level",
         )
     return bytes(plan), b"" if cache is None else bytes(config.get_timing_cache().serialize())
 
@@ -130,8 +131,8 @@ def _check_half(trt: Any, network: Any, name: str) -> None:  # noqa: ANN401
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.CONVOLUTION and layer.get_output(0).dtype != trt.DataType.HALF:
             raise EngineError(
-                f"{name} computes in float32 where half precision is asked for ({layer.name}); build the bundle again "
-                "with 'python export/build_engines.py --half'"
+                f"{name} computes in float32 where half precision is asked for ({layer.name})",
+                remedy="build the bundle again with 'python export/build_engines.py --half'",
             )
 
 
@@ -161,7 +162,7 @@ def _configure(
         progress("the timing cache is of another GPU or TensorRT and is begun anew")
         cache = config.create_timing_cache(b"")
         if not config.set_timing_cache(cache, False):
-            raise EngineError("TensorRT refuses an empty timing cache; report it with the TensorRT version")
+            raise EngineError("TensorRT refuses an empty timing cache", remedy="report it with the TensorRT version")
     return cache
 
 

@@ -19,17 +19,9 @@ from ..compiled_entry import Entry
 from ..errors import EngineError
 from ..manifest import Variant
 from .compiling import compile_chain, onnx_files, run_script
-from .contract import (
-    EngineInfo,
-    EngineOptions,
-    OpenEngine,
-    describe_on_cpu,
-    fp32_only,
-    installed_version,
-    portable_variants,
-)
+from .contract import EngineOptions, OpenEngine
+from .cpu import CpuEngine, portable_variants
 from .mapped import let_go
-from .openvino import OpenVinoEngine
 from .openvino_library import SETTINGS, check_model, open_models, openvino_core, settings_for, what_is_wrong
 
 MODEL, WEIGHTS = "model.onnx", "weights.data"
@@ -41,7 +33,7 @@ _REWRITTEN = ("vae_encoder", "unet_step")
 
 
 @dataclass(frozen=True, slots=True)
-class WinogradEngine:
+class WinogradEngine(CpuEngine):
     """Engine ``winograd``.
 
     Attributes:
@@ -59,21 +51,9 @@ class WinogradEngine:
     position_stable = False
     compiled = True
 
-    @property
-    def version(self) -> str | None:
-        """See ``Engine.version``; onnx rewrites the graphs and computes nothing."""
-        return OpenVinoEngine().version if installed_version("onnx") else None
-
-    def why_not(self, bundle: Bundle, options: EngineOptions) -> str | None:
-        """Return why OpenVINO or the rewriting cannot be used, with the remedy."""
-        for name in ("onnx", "openvino"):
-            if installed_version(name) is None:
-                return f"{name} is not installed: pip install 'lare2-rt[winograd]'"
-        return fp32_only(self.name, options) or OpenVinoEngine().why_not(bundle, options)
-
-    def describe(self, bundle: Bundle, options: EngineOptions) -> EngineInfo:
-        """See ``Engine.describe``."""
-        return describe_on_cpu(self.name, self.version, bundle, options, {"precision": "fp32", **self._facts()})
+    def facts(self) -> dict[str, str | int]:
+        """Return what decides the rewritten graphs, and how they are compiled, beside the graphs and the versions."""
+        return {"precision": "fp32", **self._facts()}
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Rewrite what the cache lacks and load it; raises EngineError when OpenVINO refuses a graph."""
@@ -98,7 +78,6 @@ class WinogradEngine:
         )
 
     def _facts(self) -> dict[str, str | int]:
-        """What decides the rewritten graphs, and how they are compiled, beside the graphs and the versions."""
         return {
             "settings": json.dumps(asdict(self)),
             "revision": REVISION,
@@ -110,7 +89,7 @@ def make_graph(bundle: Bundle, variant: Variant, folder: Path, settings: Mapping
     """Write the rewritten graph into ``folder``; raises EngineError or, where the disk is full, OSError."""
     with onnx_files(bundle, variant, folder):
         run_script(
-            "winograd_build.py",
+            "winograd_build",
             [variant.graph, MODEL, json.dumps(settings)],
             cwd=folder,
             doing=f"rewrite {variant.graph} for winograd",
@@ -134,12 +113,12 @@ def _load(core: Any, bundle: Bundle, variant: Variant, entry: Entry | None, *, t
     except Exception as error:
         if entry is None:
             raise EngineError(
-                f"openvino cannot compile {variant.graph} ({what_is_wrong(error)}); choose another --engine"
+                f"openvino cannot compile {variant.graph} ({what_is_wrong(error)})", remedy="choose another --engine"
             ) from error
         entry.discard()
         raise EngineError(
-            f"winograd cannot load what it made of {variant.graph} ({what_is_wrong(error)}); it was removed from the "
-            "cache: try again, else choose another --engine"
+            f"winograd cannot load what it made of {variant.graph} ({what_is_wrong(error)})",
+            remedy="it was removed from the cache: try again, else choose another --engine",
         ) from error
     check_model(bundle, variant, model)
     return model

@@ -1,14 +1,10 @@
-"""Rewrite one ONNX graph for the engine ``winograd``. Run as a script, in the folder of the file, by ``winograd.py``.
+"""Rewrite one ONNX graph for the engine ``winograd``, in a child process whose working folder is that of the file.
 
 Arguments: name of the ONNX file, name of the result, and settings as JSON: ``tiles``, ``budget`` and ``channels``.
 Beside the result stand its weights, transformed and others, in one file.
-
-Where the result cannot be written the exit code is 3 and the error number is printed; else what is wrong is the last
-line on standard error.
 """
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import IO
@@ -17,10 +13,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from lare2_rt.engines.winograd_choose import choose
-from lare2_rt.engines.winograd_layers import layers_of
-from lare2_rt.engines.winograd_rewrite import rewrite
-from lare2_rt.script import run_to_end
+from ..child import written_or_said
+from .winograd_choose import choose
+from .winograd_layers import layers_of
+from .winograd_rewrite import rewrite
 
 WEIGHTS = "weights.data"
 _PAGE = 4096  # weights start on a page, so that they are mapped and not read
@@ -67,7 +63,7 @@ def is_outside(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
-def main(graph: str, target: str, settings: str) -> None:
+def build(graph: str, target: str, settings: str) -> None:
     """Choose, rewrite and write."""
     wanted = json.loads(settings)
     model = onnx.load(graph, load_external_data=False)
@@ -90,5 +86,6 @@ def main(graph: str, target: str, settings: str) -> None:
     Path(target).write_bytes(model.SerializeToString(deterministic=True))
 
 
-if __name__ == "__main__":
-    run_to_end(lambda: main(*sys.argv[1:]))
+def main(graph: str, target: str, settings: str) -> None:
+    """Rewrite, as a child of the engine."""
+    written_or_said(lambda: build(graph, target, settings))

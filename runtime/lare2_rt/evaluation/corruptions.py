@@ -121,7 +121,9 @@ def choose(words: str) -> list[Corruption]:
         }
         if not found:
             families = ", ".join(dict.fromkeys(c.family for c in CORRUPTIONS.values()))
-            raise UsageError(f"there is no corruption {word!r}; choose from all, {families}, {', '.join(CORRUPTIONS)}")
+            raise UsageError(
+                f"there is no corruption {word!r}", remedy=f"choose from all, {families}, {', '.join(CORRUPTIONS)}"
+            )
         chosen |= found
     return [corruption for name, corruption in CORRUPTIONS.items() if name in chosen]
 
@@ -142,7 +144,7 @@ def corrupt(source: ImageSource, corruption: Corruption, *, policy: Preprocessin
         rgb = Image.fromarray(np.asarray(to_rgb(opened, policy)))
         damaged = corruption.apply(rgb, f"{corruption.name} {VERSION} {key}".encode())
     except MemoryError:
-        raise ImageError("too little memory to corrupt it; scale it down first") from None
+        raise ImageError("too little memory to corrupt it", remedy="scale it down first") from None
     result = Image.fromarray(np.asarray(damaged))
     if orientation is not None:
         exif = Image.Exif()

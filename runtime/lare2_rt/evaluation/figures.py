@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_bytes
-from ..output import printable
+from ..text import printable
 from .run import Evaluation, ModelResult
 from .scores import rank
 

@@ -101,7 +101,7 @@ def select(index: Index, split: str | None, *, default: str = "test") -> Selecti
         kept = items.setdefault(row.sha256, item)
         if kept.label != item.label:
             raise UsageError(
-                f"{item.name} and {kept.name} are the same file with different labels; correct the index first"
+                f"{item.name} and {kept.name} are the same file with different labels", remedy="correct the index first"
             )
     selection = Selection(
         tuple(items.values()),
@@ -120,4 +120,4 @@ def check_both_classes(items: Sequence[Item], where: str) -> None:
     labels = {item.label for item in items}
     for label, word in ((0, "real"), (1, "generated")):
         if label not in labels:
-            raise UsageError(f"{where} has no readable {word} image, and both classes are needed; add some")
+            raise UsageError(f"{where} has no readable {word} image, and both classes are needed", remedy="add some")

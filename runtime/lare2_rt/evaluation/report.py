@@ -9,7 +9,7 @@ import numpy as np
 import PIL
 
 from .._version import __version__
-from ..output import printable
+from ..text import printable
 from .corruptions import VERSION
 from .run import Condition, Evaluation, ModelResult
 from .scores import ECE_BINS

@@ -126,7 +126,9 @@ def evaluate(
     for open_scorer in scorers:
         with contextlib.closing(open_scorer()) as scorer:
             if scorer.provenance.bundle_id in {model.provenance.bundle_id for model in models}:
-                raise UsageError(f"the bundle {scorer.provenance.bundle_id[:12]} is given twice; name each once")
+                raise UsageError(
+                    f"the bundle {scorer.provenance.bundle_id[:12]} is given twice", remedy="name each once"
+                )
             models.append(_evaluate_one(scorer, selection, options, progress))
     return Evaluation(selection, options, tuple(models))
 
@@ -156,7 +158,9 @@ def _condition(
     sample = everything.only(known)
     if not (sample.generated.any() and (~sample.generated).any()):
         example = scored.failures[0]
-        raise UsageError(f"too few images could be scored to measure anything; {example.name}: {example.error}")
+        raise UsageError(
+            "too few images could be scored to measure anything", remedy=f"{example.name}: {example.error}"
+        )
     overall = summarise(sample, rule, resamples=options.resamples, seed=options.seed)
     resamples = options.resamples if corruption is None else 0
     names = np.array([item.generator for item in selection.items], dtype=object)

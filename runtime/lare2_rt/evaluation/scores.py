@@ -126,7 +126,7 @@ def rank(labels: ArrayLike, probabilities: ArrayLike) -> Ranking:
     generated, probability = checked(labels, probabilities)
     if generated.all() or not generated.any():
         missing = "real" if generated.all() else "generated"
-        raise UsageError(f"there is no {missing} image, and ranking needs both classes; add some")
+        raise UsageError(f"there is no {missing} image, and ranking needs both classes", remedy="add some")
     order = np.argsort(-probability, kind="stable")
     ordered = probability[order]
     last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)

@@ -69,7 +69,9 @@ class ScoreStore:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise OutputError(f"{self._path} cannot be read: {reason(error)}; check its access rights") from error
+            raise OutputError(
+                f"{self._path} cannot be read: {reason(error)}", remedy="check its access rights"
+            ) from error
         known: dict[str, Logits] = {}
         if not lines or _parsed(lines[0]) != self._header:
             return known
@@ -104,8 +106,8 @@ class ScoreStore:
 
     def _unwritable(self, error: OSError) -> OutputError:
         return OutputError(
-            f"cannot write {self._path}: {reason(error)}; free some space and run the same command again, it goes on "
-            "where it stopped"
+            f"cannot write {self._path}: {reason(error)}",
+            remedy="free some space and run the same command again, it goes on where it stopped",
         )
 
 
@@ -171,9 +173,9 @@ def _prepared(item: Item, corruption: Corruption | None, scorer: Scorer) -> Imag
     try:
         unchanged = sha256_of(Path(item.path)) == item.sha256
     except OSError as error:
-        raise ImageError(f"cannot be read ({reason(error)}); check the path, or the index's root") from error
+        raise ImageError(f"cannot be read ({reason(error)})", remedy="check the path, or the index's root") from error
     if not unchanged:
-        raise ImageError("the file is another one than when the index was written; write the index again")
+        raise ImageError("the file is another one than when the index was written", remedy="write the index again")
     if corruption is None:
         return item.path
     return corrupt(item.path, corruption, policy=scorer.policy, key=item.sha256)

@@ -70,7 +70,8 @@ class Heatmaps:
             self._aside.write(content)
         except OSError as error:
             raise OutputError(
-                f"cannot put panels aside in {self._folder}: {reason(error)}; free some space or name another folder"
+                f"cannot put panels aside in {self._folder}: {reason(error)}",
+                remedy="free some space or name another folder",
             ) from error
         self._records[evidence.source] = (without_arrays(evidence), start, len(content))
 
@@ -110,17 +111,19 @@ def _prepare(folder: Path, *, overwrite: bool) -> bool:
     """Make the folder ready; returns whether it is new. Raises OutputError or UsageError."""
     try:
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder} is not a folder; name another one for the panels")
+            raise OutputError(f"{folder} is not a folder", remedy="name another one for the panels")
         if not folder.parent.is_dir():
-            raise OutputError(f"the folder {folder.parent} does not exist; create it first")
+            raise OutputError(f"the folder {folder.parent} does not exist", remedy="create it first")
         made = not folder.exists()
         folder.mkdir(exist_ok=True)
         if not overwrite and next(folder.iterdir(), None) is not None:
-            raise OutputError(f"{folder} is not empty; name a new folder for the panels, or pass --force to add to it")
+            raise OutputError(
+                f"{folder} is not empty", remedy="name a new folder for the panels, or pass --force to add to it"
+            )
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise OutputError(f"the folder {folder} is not writable; choose another place for the panels")
+            raise OutputError(f"the folder {folder} is not writable", remedy="choose another place for the panels")
         return made
     except OSError as error:
-        raise OutputError(f"cannot use {folder} for panels: {reason(error)}; name another folder") from error
+        raise OutputError(f"cannot use {folder} for panels: {reason(error)}", remedy="name another folder") from error
     except ValueError as error:
-        raise UsageError(f"{str(folder)!r} is no name of a folder ({error}); name another one") from None
+        raise UsageError(f"{str(folder)!r} is no name of a folder ({error})", remedy="name another one") from None

@@ -11,7 +11,7 @@ from importlib import resources
 from string import Template
 
 from ..detection import DecisionRule, Provenance
-from ..output import printable
+from ..text import printable
 from .band import decimals
 from .thumbnails import Thumbnails
 

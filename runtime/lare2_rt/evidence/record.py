@@ -58,7 +58,9 @@ def evidence_of(result: Detection) -> Evidence:
     """
     lare, attention, view = lare_map(result), attention_map(result), result.view
     if view is None or result.verdict is None or result.probability is None:
-        raise UsageError(f"{result.source} was scored without its picture; load the detector with keep_views=True")
+        raise UsageError(
+            f"{result.source} was scored without its picture", remedy="load the detector with keep_views=True"
+        )
     return Evidence(
         source=result.source,
         verdict=result.verdict,

@@ -14,7 +14,9 @@ from ..errors import UsageError
 def font(size: int) -> Any:  # noqa: ANN401 - FreeTypeFont, or the bitmap font where FreeType is missing
     """Return Pillow's own scalable font in pixels; raises UsageError where Pillow was built without FreeType."""
     if not features.check("freetype2"):
-        raise UsageError("this Pillow has no FreeType, which panels need for their text: pip install --upgrade pillow")
+        raise UsageError(
+            "this Pillow has no FreeType, which panels need for their text", remedy="pip install --upgrade pillow"
+        )
     return ImageFont.load_default(size=size)
 
 

@@ -16,8 +16,8 @@ from ..engines import EngineOptions, OpenEngine, open_engine
 from ..errors import OutputError, UsageError
 from ..integrity import Progress
 from ..locate import locate_bundle
+from ..machine import available_threads
 from ..manifest import Precision
-from ..threads import available_threads
 from .layout import EngineBuild, FeatureSet, Row, read_features
 from .scoring import score
 from .sources import Sources, contents_of
@@ -97,7 +97,7 @@ class Extraction:
         if chosen.shard is not None and not 1 <= chosen.shard <= 1 << 20:
             raise UsageError(f"rows of a shard must be 1 to {1 << 20}, not {chosen.shard}")
         if not folder.parent.is_dir():
-            raise OutputError(f"the folder {folder.parent} does not exist; create it first")
+            raise OutputError(f"the folder {folder.parent} does not exist", remedy="create it first")
         arrow()  # missing, it should not show at the end
         existing = read_features(folder)
         bundle = open_bundle(locate_bundle(chosen.bundle).path, verify=chosen.verify, progress=progress)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ..datasets.names import decode_name, encode_name
 from ..errors import UsageError
+from ..text import decode_name, encode_name
 from .layout import Row
 
 

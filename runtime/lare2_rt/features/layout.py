@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..atomic import reason, write_bytes
 from ..datasets.arrow import arrow, encode_table, read_table
-from ..datasets.names import decode_name, encode_name
 from ..errors import UsageError
 from ..manifest import Count, Precision, Sha256
+from ..text import decode_name, encode_name
 
 SCHEMA: Literal["lare2-rt/features/1"] = "lare2-rt/features/1"
 ROWS_SCHEMA = "lare2-rt/feature-rows/1"
@@ -114,18 +114,18 @@ def read_features(folder: Path) -> FeatureSet | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {reason(error)}; check its access rights") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}", remedy="check its access rights") from error
     try:
         schema = json.loads(content).get("schema")
         if schema != SCHEMA:
-            raise UsageError(f"{path} has schema {str(schema)[:80]!r} where {SCHEMA} is needed; {AGAIN}")
+            raise UsageError(f"{path} has schema {str(schema)[:80]!r} where {SCHEMA} is needed", remedy=AGAIN)
         return FeatureSet.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path} is wrong at {place}: {first['msg']}; {AGAIN}") from None
+        raise UsageError(f"{path} is wrong at {place}: {first['msg']}", remedy=AGAIN) from None
     except (ValueError, AttributeError, RecursionError):
-        raise UsageError(f"{path} is not valid JSON; {AGAIN}") from None
+        raise UsageError(f"{path} is not valid JSON", remedy=AGAIN) from None
 
 
 def write_features(folder: Path, features: FeatureSet) -> None:
@@ -157,11 +157,11 @@ def read_rows(folder: Path) -> list[Row]:
     rows = []
     for sha256, stored, shard, row, logits, probability, error in zip(*columns.values(), strict=True):
         if (shard < 0) != bool(error):
-            raise UsageError(f"{path} has a row with a map and an error, or with neither; {AGAIN}")
+            raise UsageError(f"{path} has a row with a map and an error, or with neither", remedy=AGAIN)
         rows.append(Row(sha256, decode_name(stored), shard, row, (logits[0], logits[1]), probability, error))
     places = [(row.shard, row.row) for row in rows if not row.error]
     if places != sorted(set(places)) or any(row < 0 for _, row in places):
-        raise UsageError(f"{path} has rows that are out of order; {AGAIN}")
+        raise UsageError(f"{path} has rows that are out of order", remedy=AGAIN)
     return rows
 
 

@@ -31,7 +31,9 @@ class Features:
         rows = read_rows(folder)
         good = [row for row in rows if not row.error]
         if len(good) != info.count:
-            raise UsageError(f"the extraction into {folder} is not finished; run the same 'lare2-rt extract' again")
+            raise UsageError(
+                f"the extraction into {folder} is not finished", remedy="run the same 'lare2-rt extract' again"
+            )
         self.sha256 = tuple(row.sha256 for row in good)
         self.path = tuple(row.path for row in good)
         self.logits: Float32 = np.array([row.logits for row in good], np.float32).reshape(-1, 2)
@@ -40,7 +42,7 @@ class Features:
         self._places: NDArray[np.int64] = np.array([(row.shard, row.row) for row in good], np.int64).reshape(-1, 2)
         self._counts = dict(zip(*(v.tolist() for v in np.unique(self._places[:, 0], return_counts=True)), strict=True))
         if any(last >= self._counts[number] for number, last in self._places.tolist()):
-            raise UsageError(f"{folder / ROWS} leaves out rows of a shard; {AGAIN}")
+            raise UsageError(f"{folder / ROWS} leaves out rows of a shard", remedy=AGAIN)
         self._where = {sha256: i for i, sha256 in enumerate(self.sha256)}
         self._shards: dict[tuple[Kind, int], Float32] = {}
         for kind in info.kinds:
@@ -97,13 +99,15 @@ class Features:
         # A -1 from ``find`` must not become the last row.
         if numbers.ndim != 1 or (numbers.size and (numbers.min() < 0 or numbers.max() >= len(self))):
             raise UsageError(
-                f"rows must be a list of numbers from 0 to {len(self) - 1}; leave out what find() gave -1 for"
+                f"rows must be a list of numbers from 0 to {len(self) - 1}", remedy="leave out what find() gave -1 for"
             )
         return numbers
 
     def _shard(self, kind: Kind, number: int) -> Float32:
         if kind == "embedding" and self.info.embedding is None:
-            raise UsageError(f"{self.folder} holds no embeddings; extract them with 'lare2-rt extract --embeddings'")
+            raise UsageError(
+                f"{self.folder} holds no embeddings", remedy="extract them with 'lare2-rt extract --embeddings'"
+            )
         if (kind, number) not in self._shards:
             path = self.folder / shard_name(kind, number)
             shape = (self._counts[number], *self.info.row_shape(kind))
@@ -122,7 +126,7 @@ class Features:
             except OSError:
                 good = False
             if not good:
-                raise UsageError(f"{path} is missing or damaged; {AGAIN}")
+                raise UsageError(f"{path} is missing or damaged", remedy=AGAIN)
 
 
 def open_features(folder: str | os.PathLike[str], *, lare_id: str | None = None) -> Features:
@@ -138,12 +142,13 @@ def open_features(folder: str | os.PathLike[str], *, lare_id: str | None = None)
     path = Path(folder)
     info = read_features(path)
     if info is None:
-        raise UsageError(f"{path} holds no {FEATURES}; make it with 'lare2-rt extract DATA --out {path}'")
+        raise UsageError(f"{path} holds no {FEATURES}", remedy=f"make it with 'lare2-rt extract DATA --out {path}'")
     if lare_id is not None and info.lare_id != lare_id:
         raise UsageError(
-            f"{path} holds features of LaRE {info.lare_id[:12]}, and {lare_id[:12]} is needed: weights, noise or "
-            "preprocessing differ; extract with the bundle in use into another folder"
+            f"{path} holds features of LaRE {info.lare_id[:12]}, and {lare_id[:12]} is needed: weights, "
+            "noise or preprocessing differ",
+            remedy="extract with the bundle in use into another folder",
         )
     if not (path / ROWS).exists():
-        raise UsageError(f"the extraction into {path} is not finished; run the same 'lare2-rt extract' again")
+        raise UsageError(f"the extraction into {path} is not finished", remedy="run the same 'lare2-rt extract' again")
     return Features(path, info)

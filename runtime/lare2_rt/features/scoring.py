@@ -12,10 +12,10 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..engines import OpenEngine
-from ..errors import NO_MEMORY, ImageError
+from ..errors import ImageError, no_memory
 from ..integrity import sha256_of
-from ..output import printable
 from ..preprocess import Pixels, preprocess
+from ..text import printable
 from .layout import Row, failed_row
 from .sources import Content
 from .writer import Finished
@@ -75,7 +75,7 @@ def _load(content: Content, bundle: Bundle) -> _Loaded | Row:
         except ImageError as failure:
             error = error or printable(str(failure))
         except MemoryError:
-            error = error or NO_MEMORY
+            error = error or str(no_memory())
         except OSError:
             error = error or "it was removed while it was read; index again"
     return failed_row(content.sha256, content.files[0].name, error)

@@ -66,7 +66,7 @@ def sources_of(
     if os.path.isdir(path):
         base, names = os.path.abspath(path), walk(path).files
         if not names:
-            raise UsageError(f"no images in {path}; check the path")
+            raise UsageError(f"no images in {path}", remedy="check the path")
     else:
         found = collect(path, root=root)
         base, names = found.root, [entry.path for entry in found.entries]
@@ -108,4 +108,4 @@ def _is_parquet(path: str) -> bool:
         with Path(path).open("rb") as stream:
             return stream.read(4) == b"PAR1"
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {reason(error)}; check its access rights") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}", remedy="check its access rights") from error

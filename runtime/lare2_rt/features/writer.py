@@ -124,7 +124,9 @@ class FeatureWriter:
         for kind in self._features.kinds:
             got, wanted = arrays[kind].shape[1:], self._features.row_shape(kind)
             if got != wanted:  # it would shift every row behind it
-                raise EngineError(f"the engine gave {kind} as {list(got)} instead of {list(wanted)}; report it")
+                raise EngineError(
+                    f"the engine gave {kind} as {list(got)} instead of {list(wanted)}", remedy="report it"
+                )
             self._draft(kind).write(start, arrays[kind])
         rows = [Row(r.sha256, r.path, self._shard, start + i, r.logits, r.probability) for i, r in enumerate(results)]
         sums = [checksum([arrays[kind][i] for kind in self._features.kinds]) for i in range(len(results))]
@@ -154,10 +156,10 @@ class FeatureWriter:
         for number, group in groupby(fresh, lambda entry: entry.row.shard):
             journalled = list(group)
             if number != self._shard or [entry.row.row for entry in journalled] != list(range(len(journalled))):
-                raise UsageError(f"{self._folder / JOURNAL} is out of order; {AGAIN}")
+                raise UsageError(f"{self._folder / JOURNAL} is out of order", remedy=AGAIN)
             if (shard := self._folder / shard_name("lare", number)).exists():
                 if shard.stat().st_size != npy_size((len(journalled), *self._features.shape)):
-                    raise UsageError(f"{shard} has another number of rows than {JOURNAL} says; {AGAIN}")
+                    raise UsageError(f"{shard} has another number of rows than {JOURNAL} says", remedy=AGAIN)
                 intact = journalled
                 self._shard += 1
             else:
@@ -186,8 +188,8 @@ class FeatureWriter:
 
     def _cannot_write(self, error: OSError) -> OutputError:
         return OutputError(
-            f"cannot write into {self._folder}: {reason(error)}; what is finished is kept: free some space and run the "
-            "same command again"
+            f"cannot write into {self._folder}: {reason(error)}",
+            remedy="what is finished is kept: free some space and run the same command again",
         )
 
 
@@ -207,16 +209,16 @@ def open_writer(folder: Path, features: FeatureSet) -> FeatureWriter:
         folder.mkdir(exist_ok=True)
         lock = try_acquire(folder / LOCK, "exclusive")
     except OSError as error:
-        raise OutputError(f"cannot write into {folder}: {reason(error)}; choose another folder") from error
+        raise OutputError(f"cannot write into {folder}: {reason(error)}", remedy="choose another folder") from error
     if lock is None:
-        raise OutputError(f"another extraction is writing into {folder}; wait for it or choose another folder")
+        raise OutputError(f"another extraction is writing into {folder}", remedy="wait for it or choose another folder")
     try:
         existing = read_features(folder)
         for path in folder.iterdir():
             if _LEFTOVER.fullmatch(path.name):
                 path.unlink()
             elif existing is None and path.name != LOCK:
-                raise OutputError(f"{folder} is not empty and holds no features; choose another folder")
+                raise OutputError(f"{folder} is not empty and holds no features", remedy="choose another folder")
         if existing is not None:
             features = _joined(folder, existing, features)
         if existing != features:
@@ -224,7 +226,7 @@ def open_writer(folder: Path, features: FeatureSet) -> FeatureWriter:
         return FeatureWriter(folder, features, lock=lock)
     except OSError as error:
         lock.release(remove=True)
-        raise OutputError(f"cannot write into {folder}: {reason(error)}; choose another folder") from error
+        raise OutputError(f"cannot write into {folder}: {reason(error)}", remedy="choose another folder") from error
     except BaseException:
         lock.release(remove=True)
         raise
@@ -234,8 +236,9 @@ def _joined(folder: Path, existing: FeatureSet, wanted: FeatureSet) -> FeatureSe
     """Check that new rows may stand beside the old ones; raises OutputError."""
     if existing.lare_id != wanted.lare_id:
         raise OutputError(
-            f"{folder} holds features of LaRE {existing.lare_id[:12]} and the bundle makes {wanted.lare_id[:12]}: its "
-            "weights, noise or preprocessing differ; choose another folder"
+            f"{folder} holds features of LaRE {existing.lare_id[:12]} and the bundle makes "
+            f"{wanted.lare_id[:12]}: its weights, noise or preprocessing differ",
+            remedy="choose another folder",
         )
     fields = ("bundle_id", "engine", "device", "precision", "shape", "embedding", "shard")
     for field in fields:
@@ -243,8 +246,8 @@ def _joined(folder: Path, existing: FeatureSet, wanted: FeatureSet) -> FeatureSe
         if old != new:
             words = "none" if old is None else str(old)[:40], "none" if new is None else str(new)[:40]
             raise OutputError(
-                f"{folder} holds features with {field.replace('_', ' ')} {words[0]}, not {words[1]}; choose another "
-                "folder, or the same options as before"
+                f"{folder} holds features with {field.replace('_', ' ')} {words[0]}, not {words[1]}",
+                remedy="choose another folder, or the same options as before",
             )
     builds = (*existing.builds, *(build for build in wanted.builds if build not in existing.builds))
     return existing.model_copy(update={"builds": builds, "index_sha256": wanted.index_sha256})

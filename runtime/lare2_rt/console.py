@@ -1,4 +1,4 @@
-"""Standard streams and signals as they really are: closed, full, a reader that has left, Ctrl-C at any moment."""
+"""Standard streams, signals and exit codes: streams may be closed or full, their reader gone, Ctrl-C at any moment."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
-from ..errors import OutputError
+from .errors import OutputError
 
 if TYPE_CHECKING:
-    from ..locate import Located
+    from .locate import Located
 
+# 0: everything scored. 1: some files failed, or the results could not all be written (the disk is full, the reader of
+# standard output left). 2: nothing could start. 3: what --fail-on looks for was found. 130: interrupted by Ctrl-C.
+# 143: ended by SIGTERM.
+EXIT_FILES, EXIT_USAGE, EXIT_FOUND, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -42,13 +46,19 @@ class ReaderGone(Exception):  # noqa: N818
 
 def say(sentence: str) -> None:
     """Print one line on standard error; a standard error that takes nothing stops no work."""
-    from ..output import printable
+    from .text import printable
 
     try:
         sys.stderr.write(f"lare2-rt: {printable(sentence)}\n")
         sys.stderr.flush()
     except OSError:
         silence(sys.stderr)
+
+
+def fail(sentence: str, *, code: int = EXIT_USAGE) -> NoReturn:
+    """Print one sentence on standard error and leave with ``code``."""
+    say(sentence)
+    sys.exit(code)
 
 
 def say_if_restored(located: Located) -> None:
@@ -75,12 +85,13 @@ def output_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise ReaderGone from None
     except OSError as error:
-        from ..atomic import reason  # here, as the help needs none of it
+        from .atomic import reason  # here, as the help needs none of it
 
         silence(sys.stdout)
         place = error.filename if isinstance(error.filename, str) else "standard output"
         raise OutputError(
-            f"cannot use {place}: {reason(error)}; free some space, check the access rights, or name another place"
+            f"cannot use {place}: {reason(error)}",
+            remedy="free some space, check the access rights, or name another place",
         ) from error
 
 

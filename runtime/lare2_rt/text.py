@@ -1,14 +1,26 @@
-"""File names in tables: Parquet holds UTF-8 only, and a file name may be any bytes."""
+"""Text from outside, made fit to be shown or stored: file names are hostile and need not be text at all."""
 
 from __future__ import annotations
 
 import os
 import re
 
-from ..errors import UsageError
+from .errors import UsageError
 
 _UNSAFE = re.compile("[%\udc80-\udcff]")
 _ESCAPE = re.compile("%(.{0,2})", re.DOTALL)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters, line breaks and undecodable bytes as backslash escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def spreadsheet_safe(text: str) -> str:
+    """Return ``printable(text)`` such that no spreadsheet takes it for a formula."""
+    shown = printable(text)
+    # Some spreadsheets read the full-width forms of Japanese and Chinese keyboards as the plain ones.
+    return "'" + shown if shown.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else shown
 
 
 def encode_name(name: str) -> str:
@@ -29,10 +41,14 @@ def decode_name(stored: str) -> str:
         if value == 0x25:
             return "%"
         if value < 0x80:
-            raise UsageError(f"the name {stored[:200]!r} has a wrong escape '%{digits}'; write the index again")
+            raise UsageError(
+                f"the name {stored[:200]!r} has a wrong escape '%{digits}'", remedy="write the index again"
+            )
         return chr(0xDC00 + value)
 
     native = _ESCAPE.sub(byte, stored)
     if "\0" in native:
-        raise UsageError(f"the name {stored[:200]!r} holds a NUL, which no file name does; write the index again")
+        raise UsageError(
+            f"the name {stored[:200]!r} holds a NUL, which no file name does", remedy="write the index again"
+        )
     return native if os.sep == "/" else native.replace("/", os.sep)
