@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """How faithful every engine is on real photographs, component by component, against the reference.
 
-    python benchmarks/fidelity.py --model-synthetic sd15 --images DIR [--limit 32] [--engines A,B]
+    python -m benchmarks.fidelity --model-synthetic sd15 --images DIR [--limit 32] [--engines A,B]
 
 No speed is measured here; throughput.py has a few photographs beside every time, this has many. Writes a JSON report;
-benchmarks/render_tables.py turns it into the table of docs/cpu.md. A run that was ended goes on where it stopped.
+benchmarks/render/__main__.py turns it into the table of docs/cpu.md. A run that was ended goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import throughput_options
-from throughput import say
-from throughput_builds import Builder
-from throughput_measure import ImageArrays, compare
-from throughput_probe import machine_facts, now
-from throughput_process import FailedError, RefusedError
-from throughput_rows import BUILDS, Build
-from throughput_session import identity_of, prepare_bundle
-from throughput_setup import HERE, PREDICTIONS, TRUTH, Setup, load_arrays, packages
-
-from lare2_rt.atomic import atomic_text, check_target
+from benchmarks.throughput import options as throughput_options
+from benchmarks.throughput.__main__ import say
+from benchmarks.throughput.builds import Builder
+from benchmarks.throughput.measure import ImageArrays, compare
+from benchmarks.throughput.probe import machine_facts, now
+from benchmarks.throughput.process import FailedError, RefusedError
+from benchmarks.throughput.rows import BUILDS, Build
+from benchmarks.throughput.session import identity_of, prepare_bundle
+from benchmarks.throughput.setup import HERE, PREDICTIONS, TRUTH, Setup, load_arrays, packages
 from lare2_rt.detection import DecisionRule
-from lare2_rt.engines import entry_of
+from lare2_rt.engines.registry import entry_of
 from lare2_rt.errors import Lare2Error, UsageError
-from lare2_rt.integrity import sha256_of
+from lare2_rt.host.atomic import atomic_text, check_target
+from lare2_rt.host.integrity import sha256_of
 
 SCHEMA = "lare2-rt/fidelity/1"
 # What a CPU can run; GPUs are held against the reference by docs/gpu.md's own commands.
@@ -152,7 +151,7 @@ def builds(names: Sequence[str]) -> dict[str, Build]:
     """Return what is computed once for these photographs: the reference, and every engine."""
     ours = replace(BUILDS["predictions-onnxruntime"], aid=False)
     reference = replace(
-        BUILDS["reference"], function="throughput_reference:true_arrays", arguments=("fidelity-reference",)
+        BUILDS["reference"], function="benchmarks.throughput.reference:true_arrays", arguments=("fidelity-reference",)
     )
     engines = {f"fidelity-{name}": replace(ours, arguments=(name, f"fidelity-{name}")) for name in names}
     return {"fidelity-reference": reference, **engines}

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Record what the PyTorch reference gives on seeded weights, for comparison on machines with a GPU.
 
-    python benchmarks/gpu_reference.py [--model seeded-mini | --model synthetic-sd15] [--out FILE]
+    python -m benchmarks.gpu_reference [--model seeded-mini | --model synthetic-sd15] [--out FILE]
 
 The weights can be made again anywhere from their seed, so the answers alone are kept: a few hundred kilobytes in
-``benchmarks/reference``. They are of the procedural pictures (``lare2_rt/pictures.py``) with the build's
+``benchmarks/reference``. They are of the procedural pictures (``lare2_rt/pixels/procedural.py``) with the build's
 default options, in float32 with GroupNorm statistics in float64, as every build measures parity.
 """
 
@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lare2_rt.atomic import write_bytes
-from lare2_rt.bundle import Bundle
+from lare2_rt.bundle.opening import Bundle
+from lare2_rt.engines.difference import difference
 from lare2_rt.errors import BundleError, Lare2Error
-from lare2_rt.metrics import difference
-from lare2_rt.pictures import procedural_pictures
+from lare2_rt.host.atomic import write_bytes
+from lare2_rt.pixels.procedural import procedural_pictures
 
 if TYPE_CHECKING:
     from lare2_ref.sources import ModelSources
@@ -114,10 +114,10 @@ def record(sources: ModelSources) -> Reference:
     """Run the reference on the procedural pictures, one at a time. Raises SourceError, BuildError."""
     import torch
 
-    from lare2_export.options import BuildOptions
-    from lare2_export.plan import plan_geometry
+    from lare2_export.build.options import BuildOptions
+    from lare2_export.build.plan import plan_geometry
     from lare2_ref.sources import load_reference
-    from lare2_rt.noise import draw_noise
+    from lare2_rt.bundle.noise import draw_noise
 
     options = BuildOptions()
     geometry = plan_geometry(sources, options)

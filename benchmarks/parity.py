@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How far a bundle is from the PyTorch reference on real photographs.
 
-    python benchmarks/parity.py --images DIR [--bundle DIR] [--model DIR | --synthetic sd15] [--limit N] [--out FILE]
+    python -m benchmarks.parity --images DIR [--bundle DIR] [--model DIR | --synthetic sd15] [--limit N] [--out FILE]
 
 Writes a JSON report: per component, LaRE, logits and probability, with hashes of the images and not the images.
 """
@@ -16,18 +16,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lare2_export.half_parity import has_half, measure_half, with_half
-from lare2_export.parity import measure, reference_arrays, worst_component
-from lare2_export.parity_step import pixels_of
+from lare2_export.parity.half_parity import has_half, measure_half, with_half
+from lare2_export.parity.measure import measure, reference_arrays, worst_component
+from lare2_export.parity.parity_step import pixels_of
 from lare2_ref.quiet import quieten_libraries
 from lare2_ref.sources import ModelSources, default_model_folder, load_reference, open_model_folder
 from lare2_ref.synthetic import synthetic
-from lare2_rt.atomic import atomic_text
-from lare2_rt.bundle import Bundle, open_bundle
-from lare2_rt.decode import SUFFIXES
+from lare2_rt.bundle.locate import embedded_bundle
+from lare2_rt.bundle.opening import Bundle, open_bundle
 from lare2_rt.errors import Lare2Error, UsageError
-from lare2_rt.locate import embedded_bundle
-from lare2_rt.machine import available_threads
+from lare2_rt.host.atomic import atomic_text
+from lare2_rt.host.machine import available_threads
+from lare2_rt.pixels.decode import SUFFIXES
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What TensorRT's parser makes of a bundle's half-precision graphs; needs no GPU.
 
-    python benchmarks/tensorrt_parse.py --bundle DIR [--library tensorrt_rtx] [--out FILE]
+    python -m benchmarks.tensorrt_parse --bundle DIR [--library tensorrt_rtx] [--out FILE]
 
 Each graph is parsed strongly typed, as a build does it, and its layers are counted by type, precision and kind of norm.
 Exit code 0: every graph is taken and is what it should be; 1: one is not; 2: nothing could start.
@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lare2_rt.atomic import atomic_text, check_target
-from lare2_rt.bundle import Bundle, open_bundle
-from lare2_rt.engines.tensorrt_plan import Messages, make_logger
+from lare2_rt.bundle.manifest import COMPONENTS, ComponentName
+from lare2_rt.bundle.opening import Bundle, open_bundle
+from lare2_rt.engines.tensorrt.plan import Messages, make_logger
 from lare2_rt.errors import EngineError, Lare2Error
-from lare2_rt.manifest import COMPONENTS, ComponentName
+from lare2_rt.host.atomic import atomic_text, check_target
 
 SCHEMA = "lare2-rt/tensorrt-parse/1"
 # Layers whose precision decides speed; the pool of CLIP and what lies around the networks compute in float32.

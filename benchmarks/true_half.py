@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A true half-precision run of the modules behind the fp16 graphs, by torch's own kernels, on one photograph.
 
-    python benchmarks/true_half.py --image FILE [--model DIR | --synthetic sd15] [--ensemble 1] [--out FILE]
+    python -m benchmarks.true_half --image FILE [--model DIR | --synthetic sd15] [--ensemble 1] [--out FILE]
 
-Builds measure half precision by rounding every value (``lare2_export/rounding.py``). This is the check of that check:
+Builds measure half precision by rounding every value (``lare2_export/graph/rounding.py``). This is the check of that check:
 the same modules in torch.float16. A CPU runs half-precision convolutions hundreds of times slower than float32 ones, so
 at Stable Diffusion's size one image with one noise draw takes about a quarter of an hour.
 """
@@ -20,22 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity import cpu_name
 from torch import Tensor
 
+from benchmarks.parity import cpu_name
+from lare2_export.build.options import BuildOptions
+from lare2_export.build.plan import plan_geometry
 from lare2_export.components import COMPONENTS, Component
-from lare2_export.options import BuildOptions
-from lare2_export.plan import plan_geometry
-from lare2_export.prepare import prepare
+from lare2_export.graph.prepare import prepare
 from lare2_ref.quiet import quieten_libraries
 from lare2_ref.sources import ModelSources, default_model_folder, open_model_folder
 from lare2_ref.synthetic import synthetic
-from lare2_rt.atomic import atomic_text
+from lare2_rt.bundle.noise import draw_noise
+from lare2_rt.engines.difference import difference
 from lare2_rt.errors import Lare2Error
-from lare2_rt.machine import available_threads
-from lare2_rt.metrics import difference
-from lare2_rt.noise import draw_noise
-from lare2_rt.preprocess import preprocess
+from lare2_rt.host.atomic import atomic_text
+from lare2_rt.host.machine import available_threads
+from lare2_rt.pixels.preprocess import preprocess
 
 # What of the chain is compared; the noise prediction is shown because LaRE squares it.
 SHOWN = ("latent", "noise_prediction", "lare", "embedding", "layer3", "logits", "attention")

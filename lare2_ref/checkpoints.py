@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lare2_rt.errors import Lare2Error
-from lare2_rt.integrity import HashCache
+from lare2_rt.host.integrity import HashCache
 
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lare2_rt.errors import first_line
-from lare2_rt.integrity import HashCache
+from lare2_rt.host.integrity import HashCache
 
 from .checkpoints import Shape, Sizes, SourceError, build_strictly, folder_sha256, read_config, read_safetensors
 from .clip_backbone import ClipBackbone, ClipConfig, build_visual

@@ -15,14 +15,14 @@ from typing import Annotated, Literal, Optional
 import torch
 import typer
 
-from lare2_rt.bundle import Bundle, open_bundle
-from lare2_rt.console import EXIT_USAGE, Interrupted, answering_sigterm, interruptible
-from lare2_rt.decode import ImageSource, source_name
+from lare2_rt.bundle.locate import locate_bundle
+from lare2_rt.bundle.opening import Bundle, open_bundle
 from lare2_rt.detection import DecisionRule, Detection, Provenance, failed
 from lare2_rt.errors import ImageError, Lare2Error
-from lare2_rt.locate import locate_bundle
-from lare2_rt.policy import Preprocessing
-from lare2_rt.text import printable
+from lare2_rt.host.console import EXIT_USAGE, Interrupted, answering_sigterm, interruptible
+from lare2_rt.host.text import printable
+from lare2_rt.pixels.decode import ImageSource, source_name
+from lare2_rt.pixels.policy import Preprocessing
 
 from .chosen import Chosen
 from .reference import Identity, Lare2Reference
@@ -30,7 +30,7 @@ from .sources import ModelSources, load_reference
 
 
 class ReferenceScorer:
-    """The reference as a ``lare2_rt.evaluation.scorer.Scorer``; one image at a time."""
+    """The reference as a ``lare2_rt.tools.evaluation.scorer.Scorer``; one image at a time."""
 
     def __init__(self, reference: Lare2Reference, provenance: Provenance) -> None:
         self._reference, self._provenance = reference, provenance
@@ -147,9 +147,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Measure the PyTorch reference on labelled images, with the metrics and reports of 'lare2-rt evaluate'."""
-    from lare2_rt.datasets.opening import open_data
-    from lare2_rt.evaluation.command import ReportOptions, evaluate_and_report
-    from lare2_rt.evaluation.items import select
+    from lare2_rt.tools.datasets.opening import open_data
+    from lare2_rt.tools.evaluation.command import ReportOptions, evaluate_and_report
+    from lare2_rt.tools.evaluation.items import select
 
     from .quiet import quieten_libraries
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lare2_rt.integrity import HashCache
+from lare2_rt.host.integrity import HashCache
 
 from .checkpoints import Shape, Sizes, SourceError, build_strictly, folder_sha256, read_config, read_safetensors
 from .egre import Egre, EgreConfig, HeadName, official_key

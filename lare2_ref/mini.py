@@ -1,7 +1,7 @@
 """The sizes of ``mini``, the small model that ships with the project, and a folder of them with seeded random weights.
 
 ``python -m lare2_ref.mini FOLDER`` writes the folder; its card says ``untrained``, so it never gives a verdict. What
-ships has these sizes and trained weights (``benchmarks/miniature.py``). Weights are stored in half precision and used
+ships has these sizes and trained weights (``benchmarks/miniature``). Weights are stored in half precision and used
 in float32, which halves the repository's share and changes nothing else.
 """
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lare2_rt.decode import ImageSource, source_name
+from lare2_rt.bundle.noise import Noise
 from lare2_rt.detection import DecisionRule, Detection, Provenance, scored
-from lare2_rt.noise import Noise
-from lare2_rt.policy import Preprocessing
-from lare2_rt.preprocess import Pixels, preprocess
+from lare2_rt.pixels.decode import ImageSource, source_name
+from lare2_rt.pixels.policy import Preprocessing
+from lare2_rt.pixels.preprocess import Pixels, preprocess
 
 from .clip_backbone import ClipBackbone, ClipFeatures
 from .egre import Egre, EgreOutput

@@ -20,7 +20,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from torch import Tensor, nn
 
-from lare2_rt.integrity import HashCache
+from lare2_rt.host.integrity import HashCache
 
 from .checkpoints import Shape, Sizes, SourceError
 from .lare import encode_prompt

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from lare2_rt.errors import first_line
-from lare2_rt.integrity import HashCache
+from lare2_rt.host.integrity import HashCache
 
 from .checkpoints import SourceError, folder_sha256, read_json
 from .lare import encode_prompt

@@ -19,10 +19,10 @@ from typing import Any, Literal
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from lare2_rt.bundle.noise import Noise
 from lare2_rt.detection import Calibration, DecisionRule
-from lare2_rt.integrity import HashCache
-from lare2_rt.noise import Noise
-from lare2_rt.policy import Preprocessing
+from lare2_rt.host.integrity import HashCache
+from lare2_rt.pixels.policy import Preprocessing
 
 from .accurate import use_accurate_group_norms
 from .checkpoints import SourceError, read_json

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from lare2_rt.integrity import HashCache
+from lare2_rt.host.integrity import HashCache
 
 from .checkpoints import SourceError
 from .clip_backbone import ClipBackbone, ClipConfig, build_visual

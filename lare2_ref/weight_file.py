@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lare2_rt.errors import first_line
-from lare2_rt.integrity import sha256_of
+from lare2_rt.host.integrity import sha256_of
 
 from .checkpoints import Shape, SourceError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lare2_rt.locate import embedded_bundle
+from lare2_rt.bundle.locate import embedded_bundle
 
 ROOT = Path(__file__).parents[1]
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
@@ -99,9 +99,9 @@ def embedded() -> Path:
 @pytest.fixture(scope="session")
 def untrained(embedded, tmp_path_factory) -> Path:
     """The embedded bundle as if its weights had never been trained: it never gives a verdict."""
-    from lare2_rt.bundle import open_bundle
-    from lare2_rt.calibrated import write_with_decision
-    from lare2_rt.manifest import Decision
+    from lare2_rt.bundle.manifest import Decision
+    from lare2_rt.bundle.opening import open_bundle
+    from lare2_rt.bundle.rewrite import write_with_decision
 
     out = tmp_path_factory.mktemp("untrained") / "bundle"
     write_with_decision(open_bundle(embedded), out, Decision(calibration="untrained"))
@@ -149,11 +149,10 @@ def built_mini(once) -> Path:
 @pytest.fixture(scope="session")
 def tiny(once):
     """(sources, bundle) of the golden tiny pipeline, in both precisions."""
-    from tiny import open_tiny, write_tiny
-
-    from lare2_export.build import build_bundle
-    from lare2_export.options import BuildOptions
-    from lare2_rt.bundle import open_bundle
+    from lare2_export.build.bundle import build_bundle
+    from lare2_export.build.options import BuildOptions
+    from lare2_rt.bundle.opening import open_bundle
+    from tests.helpers.tiny import open_tiny, write_tiny
 
     def make(folder):
         sources = write_tiny(folder / "model", "epsilon")
@@ -179,9 +178,8 @@ def lare2_rt(tmp_path):
 @pytest.fixture
 def command(capsys, monkeypatch, tmp_path):
     """Run the command in this process, in an empty folder; returns (exit code, standard output, standard error)."""
-    from commands import ENDING
-
     from lare2_rt.cli import main
+    from tests.helpers.commands import ENDING
 
     here = tmp_path / "here"
     here.mkdir()
@@ -201,9 +199,8 @@ def command(capsys, monkeypatch, tmp_path):
 @pytest.fixture
 def fake(monkeypatch):
     """An instant engine in the place of all others: the brighter a picture, the more it is called generated."""
-    from fake_engine import FakeEngine
-
     from lare2_rt import engines
+    from tests.fakes.engine import FakeEngine
 
     engine = FakeEngine()
     monkeypatch.setattr(engines, "ENGINES", (engine,))
@@ -227,9 +224,9 @@ def open_project():
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     import onnxruntime
-    from commands import NOBODY
 
     import lare2_rt
+    from tests.helpers.commands import NOBODY
 
     for folder in Path(onnxruntime.__file__).parents:
         if folder.stat().st_mode & 0o005 != 0o005:
@@ -247,7 +244,7 @@ def open_project():
 @pytest.fixture(params=["capabilities", "another user"])
 def unprivileged(request, tmp_path, small):
     """(folder, run): run the command there without root's rights, in two ways."""
-    from commands import AS_NOBODY, NOBODY, without_privileges
+    from tests.helpers.commands import AS_NOBODY, NOBODY, without_privileges
 
     folder, command, options = tmp_path, ["-m", "lare2_rt"], {"preexec_fn": without_privileges}
     if request.param == "another user":

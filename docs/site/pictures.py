@@ -23,13 +23,13 @@ from pathlib import Path
 from PIL import Image
 
 from lare2_rt import Detector
-from lare2_rt.atomic import write_bytes
-from lare2_rt.evidence import render_panel
+from lare2_rt.host.atomic import write_bytes
+from lare2_rt.tools.evidence.panel import render_panel
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, os.fspath(ROOT / "tests"))
 
-import browser  # noqa: E402
+from tests.helpers import browser
 
 PICTURES = ROOT / "docs/images"
 DESKTOP, PHONE = (1280, 1500), (400, 1700)

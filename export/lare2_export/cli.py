@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from lare2_rt.atomic import reason
-from lare2_rt.console import EXIT_USAGE, Interrupted, answering_sigterm, interruptible
 from lare2_rt.errors import Lare2Error
-from lare2_rt.text import printable
+from lare2_rt.host.atomic import reason
+from lare2_rt.host.console import EXIT_USAGE, Interrupted, answering_sigterm, interruptible
+from lare2_rt.host.text import printable
 
 if TYPE_CHECKING:
     from lare2_ref.sources import ModelSources
 
-    from .options import BuildOptions
+    from .build.options import BuildOptions
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -137,19 +137,19 @@ def build(
 
     report("loading torch, diffusers and the exporter")
 
-    from .isolate import start_server
+    from .build.isolate import start_server
 
     if not dry_run:
         start_server()  # it and we import the libraries at the same time
     from lare2_ref.quiet import quieten_libraries
-    from lare2_rt.inputs import expand
-    from lare2_rt.machine import available_threads
-    from lare2_rt.policy import Preprocessing
-    from lare2_rt.swap import restore
+    from lare2_rt.host.machine import available_threads
+    from lare2_rt.host.replace_folder import restore
+    from lare2_rt.pixels.policy import Preprocessing
+    from lare2_rt.tools.inputs import expand
 
-    from .build import build_bundle
-    from .engines_step import build_compiled, check_engines, plan_options
-    from .options import BuildOptions
+    from .build.bundle import build_bundle
+    from .build.engines_step import build_compiled, check_engines, plan_options
+    from .build.options import BuildOptions
 
     quieten_libraries()
     engines, plans = tuple(engine or ()), plan_options(optimization_level, workspace)
@@ -192,9 +192,9 @@ def build(
 
 def _dry_run(sources: ModelSources, out: Path, options: BuildOptions) -> None:
     """Print the plan on standard output: sizes in GB (10⁹ bytes)."""
-    from .estimate import estimate
-    from .plan import make_plan
-    from .staging import Staging, check_target
+    from .build.estimate import estimate
+    from .build.plan import make_plan
+    from .build.staging import Staging, check_target
 
     check_target(out)
     plan = make_plan(sources, options)
@@ -231,7 +231,7 @@ class SourceOptions:
 def _synthetic(kind: str, options: SourceOptions) -> ModelSources:
     from lare2_ref.synthetic import synthetic
 
-    from .staging import BuildError
+    from .build.staging import BuildError
 
     if any(value is not None for value in (options.model, options.sd, options.clip, options.head)):
         raise BuildError("--synthetic makes all weights itself; leave out --model, --sd, --clip and --head")
@@ -245,7 +245,7 @@ def _given(options: SourceOptions) -> ModelSources:
     from lare2_ref.sd_source import find_stable_diffusion
     from lare2_ref.sources import combine, default_model_folder, open_model_folder
 
-    from .staging import BuildError
+    from .build.staging import BuildError
 
     sd, clip, head = options.sd, options.clip, options.head
     if sd is None and options.prediction_type is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lare2_rt.bundle import Bundle
+from lare2_rt.bundle.opening import Bundle
 from lare2_rt.errors import UsageError
-from lare2_rt.features import Features
-from lare2_rt.integrity import HashCache
+from lare2_rt.host.integrity import HashCache
+from lare2_rt.tools.features.reader import Features
 
 from ..accurate import use_accurate_group_norms
 from ..clip_backbone import ClipBackbone

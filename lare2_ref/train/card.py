@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from lare2_rt._version import __version__
-from lare2_rt.bundle import Bundle
+from lare2_rt.bundle.opening import Bundle
 from lare2_rt.detection import DecisionRule
-from lare2_rt.evaluation.summary import summarise
+from lare2_rt.tools.evaluation.summary import summarise
 
 from ..sources import ModelSources
 from .assemble import LARE_ROLES

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lare2_rt.atomic import fsync_folder, reason
 from lare2_rt.errors import OutputError, UsageError
+from lare2_rt.host.atomic import fsync_folder, reason
 
 from .progress import Progress
 

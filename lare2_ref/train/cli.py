@@ -10,10 +10,10 @@ from typing import Annotated, Literal, NoReturn, Optional
 
 import typer
 
-from lare2_rt.atomic import reason
-from lare2_rt.console import EXIT_USAGE, Interrupted, answering_sigterm, interruptible
 from lare2_rt.errors import Lare2Error
-from lare2_rt.text import printable
+from lare2_rt.host.atomic import reason
+from lare2_rt.host.console import EXIT_USAGE, Interrupted, answering_sigterm, interruptible
+from lare2_rt.host.text import printable
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -105,9 +105,9 @@ def train(
 
     import torch
 
-    from lare2_rt.datasets.opening import open_data
-    from lare2_rt.machine import available_threads
-    from lare2_rt.progress import counting
+    from lare2_rt.host.machine import available_threads
+    from lare2_rt.host.progress import counting
+    from lare2_rt.tools.datasets.opening import open_data
 
     from ..chosen import Chosen
     from ..quiet import quieten_libraries

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lare2_rt.atomic import reason, write_bytes
 from lare2_rt.errors import OutputError
-from lare2_rt.evaluation.items import Item
-from lare2_rt.policy import Preprocessing
-from lare2_rt.preprocess import preprocess
+from lare2_rt.host.atomic import reason, write_bytes
+from lare2_rt.pixels.policy import Preprocessing
+from lare2_rt.pixels.preprocess import preprocess
+from lare2_rt.tools.evaluation.items import Item
 
 from ..clip_backbone import ClipBackbone, ClipFeatures
 from .views import read_checked

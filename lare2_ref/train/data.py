@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lare2_rt.datasets import Index
 from lare2_rt.errors import UsageError
-from lare2_rt.evaluation.items import Item, check_both_classes, select
-from lare2_rt.evaluation.summary import group_numbers
-from lare2_rt.features import Features
+from lare2_rt.tools.datasets.table import Index
+from lare2_rt.tools.evaluation.items import Item, check_both_classes, select
+from lare2_rt.tools.evaluation.summary import group_numbers
+from lare2_rt.tools.features.reader import Features
 
 from .randomness import generator
 

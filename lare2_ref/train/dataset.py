@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lare2_rt.features import Features
-from lare2_rt.manifest import Method
-from lare2_rt.policy import Preprocessing
+from lare2_rt.bundle.manifest import Method
+from lare2_rt.pixels.policy import Preprocessing
+from lare2_rt.tools.features.reader import Features
 
 from .clip_cache import ClipCache
 from .data import Part

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from lare2_rt.atomic import write_bytes
 from lare2_rt.detection import DecisionRule
-from lare2_rt.evaluation.scores import Floats
-from lare2_rt.evaluation.summary import Sample as ScoredSample
-from lare2_rt.evaluation.summary import group_numbers, summarise
-from lare2_rt.features import Features
+from lare2_rt.host.atomic import write_bytes
+from lare2_rt.tools.evaluation.scores import Floats
+from lare2_rt.tools.evaluation.summary import Sample as ScoredSample
+from lare2_rt.tools.evaluation.summary import group_numbers, summarise
+from lare2_rt.tools.features.reader import Features
 
 from ..checkpoints import read_safetensors
 from .checkpoint import Checkpoints

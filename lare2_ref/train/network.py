@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lare2_rt.noise import Noise
+from lare2_rt.bundle.noise import Noise
 
 from ..clip_backbone import ClipBackbone, ClipConfig, ClipFeatures
 from ..egre import Egre, EgreConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lare2_rt.datasets import Index
+from lare2_rt.tools.datasets.table import Index
 
 from ..chosen import Chosen
 from .options import TrainOptions

@@ -10,9 +10,9 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from lare2_rt.atomic import write_bytes
-from lare2_rt.evaluation.summary import METRICS
-from lare2_rt.text import printable
+from lare2_rt.host.atomic import write_bytes
+from lare2_rt.host.text import printable
+from lare2_rt.tools.evaluation.summary import METRICS
 
 from ..egre import official_key
 from ..head_source import METADATA, TRAINED

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from lare2_rt.atomic import reason, write_bytes
-from lare2_rt.bundle import Bundle, open_bundle
+from lare2_rt.bundle.locate import locate_bundle
+from lare2_rt.bundle.opening import Bundle, open_bundle
 from lare2_rt.errors import OutputError, UsageError
-from lare2_rt.features import Features, open_features
-from lare2_rt.locate import locate_bundle
-from lare2_rt.swap import folder_lock
+from lare2_rt.host.atomic import reason, write_bytes
+from lare2_rt.host.replace_folder import folder_lock
+from lare2_rt.tools.features.reader import Features, open_features
 
 from .assemble import build_networks, check_same_stable_diffusion, geometry_of, run_facts
 from .card import card_of, data_facts, measure, origin

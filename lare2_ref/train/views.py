@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lare2_rt.errors import ImageError
-from lare2_rt.evaluation.corruptions import Corruption, blur, corrupt, jpeg, noise
-from lare2_rt.evaluation.items import Item
-from lare2_rt.policy import Preprocessing
-from lare2_rt.preprocess import Pixels, preprocess
+from lare2_rt.pixels.policy import Preprocessing
+from lare2_rt.pixels.preprocess import Pixels, preprocess
+from lare2_rt.tools.evaluation.corruptions import Corruption, blur, corrupt, jpeg, noise
+from lare2_rt.tools.evaluation.items import Item
 
 from .options import TrainOptions
 from .randomness import generator

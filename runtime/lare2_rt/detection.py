@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .errors import UsageError
 
 if TYPE_CHECKING:
-    from .preprocess import View
+    from .pixels.preprocess import View
 
 Verdict = Literal["generated", "real", "unsure"]
 Calibration = Literal["untrained", "uncalibrated", "calibrated"]

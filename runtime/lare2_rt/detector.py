@@ -16,21 +16,22 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from .bundle import Bundle, open_bundle
-from .decode import DEFAULT_LIMITS, ImageSource, source_name
-from .decode_worker import DecodeTask
+from .bundle.locate import locate_bundle
+from .bundle.manifest import Precision
+from .bundle.opening import Bundle, open_bundle
 from .detection import DecisionRule, Detection, Provenance, failed, scored
-from .engines import EngineOptions, Notify, OpenEngine, Rejected, open_engine
+from .engines.contract import EngineOptions, Notify, OpenEngine
+from .engines.scoring import check_windows, score_batch
+from .engines.selection import Rejected, open_engine
 from .errors import EngineError, ImageError, UsageError, no_memory
-from .integrity import Progress
-from .isolated import Errand, IsolatedDecoder
-from .limits import Limits, megapixels
-from .locate import locate_bundle
-from .machine import available_threads
-from .manifest import Precision
-from .preprocess import Pixels
-from .windowed import check_windows, score_batch
-from .windows import check_crops
+from .host.integrity import Progress
+from .host.machine import available_threads
+from .pixels.crop_grid import check_crops
+from .pixels.decode import DEFAULT_LIMITS, ImageSource, source_name
+from .pixels.limits import Limits, megapixels
+from .pixels.pool import Errand, IsolatedDecoder
+from .pixels.preprocess import Pixels
+from .pixels.worker import DecodeTask
 
 _DECODERS = 2  # decoding is far cheaper than scoring; two threads keep ahead without holding many pictures
 

@@ -10,7 +10,7 @@ from lare2_ref.clip_backbone import ClipBackbone
 from lare2_ref.sources import ModelSources
 from lare2_ref.tokens import split_heads, to_tokens, with_mean_token
 
-from ..fold import fold_batch_norms
+from ..graph.fold import fold_batch_norms
 from .spec import Component, ComponentGraph, Geometry, random_pixels
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lare2_ref.sources import ModelSources
 
-from ..fold import fold_unet
+from ..graph.fold import fold_unet
 from .spec import Component, ComponentGraph, Geometry, random_floats
 
 

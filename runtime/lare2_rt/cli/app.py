@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from .._version import __version__
-from ..console import (
+from ..host.console import (
     EXIT_FILES,
     Interrupted,
     ReaderGone,
@@ -134,7 +134,7 @@ def infer(
     Exit code: 0 all scored, 1 some files failed or results could not be written, 2 nothing could start, 3 found what
     --fail-on looks for, 130 interrupted by Ctrl-C, 143 ended by SIGTERM.
     """
-    from ..limits import limits_of
+    from ..pixels.limits import limits_of
     from .infer import InferOptions, run
 
     options = InferOptions(

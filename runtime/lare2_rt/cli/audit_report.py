@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..datasets.audit import AuditReport, Finding
+from ..tools.datasets.audit import AuditReport, Finding
 
 SCHEMA = "lare2-rt/audit/1"
 

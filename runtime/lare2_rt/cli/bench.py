@@ -16,18 +16,19 @@ from rich.table import Table
 from rich.text import Text
 
 from .._version import __version__
-from ..atomic import atomic_text, check_target
-from ..bench import BenchOptions, Mode, Row, measure
-from ..bundle import Bundle, open_bundle
-from ..console import EXIT_FILES, say, say_if_restored
-from ..engines import EngineOptions, select_engine
+from ..bundle.locate import locate_bundle
+from ..bundle.opening import Bundle, open_bundle
+from ..engines.contract import EngineOptions
+from ..engines.selection import select_engine
 from ..errors import EngineError, UsageError
-from ..locate import locate_bundle
-from ..machine import available_memory, available_threads, cpu_facts, processors
-from ..output import format_for, print_tables
-from ..preprocess import preprocess
-from ..progress import hashing_progress
-from ..text import printable
+from ..host.atomic import atomic_text, check_target
+from ..host.console import EXIT_FILES, say, say_if_restored
+from ..host.machine import available_memory, available_threads, cpu_facts, processors
+from ..host.progress import hashing_progress
+from ..host.text import printable
+from ..pixels.preprocess import preprocess
+from ..results.writers import format_for, print_tables
+from ..tools.bench.measure import BenchOptions, Mode, Row, measure
 
 _HEADINGS = (
     "engine", "version", "batch", "threads", "p50 ms", "p90 ms", "p99 ms", "images/s", "load s", "peak MB",

@@ -10,12 +10,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..compiled import CachedEngine, CompiledCache
-from ..console import say
+from ..engines.cache.cache import CachedEngine, CompiledCache
+from ..engines.measurements import Records
 from ..engines.registry import entry_of
-from ..output import print_tables
-from ..records import Records
-from ..text import printable
+from ..host.console import say
+from ..host.text import printable
+from ..results.writers import print_tables
 
 
 def show(engine: str | None, *, as_json: bool) -> None:

@@ -13,21 +13,21 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from ..atomic import check_target, reason, write_bytes
-from ..bundle import Bundle
-from ..calibrated import check_place, decision_of, write_with_decision
-from ..calibration import CalibrationReport, Quality, Rate, calibrate, check_enough
-from ..console import EXIT_FILES, Interrupted, say
-from ..datasets.opening import open_data
+from ..bundle.locate import locate_bundle
+from ..bundle.manifest import Precision
+from ..bundle.opening import Bundle
+from ..bundle.rewrite import check_place, decision_of, write_with_decision
 from ..detector import Detector
 from ..errors import EngineError, OutputError, UsageError
-from ..evaluation.items import Selection, select
-from ..evaluation.scorer import DetectorScorer
-from ..evaluation.store import Scored, ScoreStore, score
-from ..locate import locate_bundle
-from ..manifest import Precision
-from ..output import print_tables
-from ..progress import hashing_progress, stepping
+from ..host.atomic import check_target, reason, write_bytes
+from ..host.console import EXIT_FILES, Interrupted, say
+from ..host.progress import hashing_progress, stepping
+from ..results.writers import print_tables
+from ..tools.datasets.opening import open_data
+from ..tools.evaluation.calibrate import CalibrationReport, Quality, Rate, calibrate, check_enough
+from ..tools.evaluation.items import Selection, select
+from ..tools.evaluation.scorer import DetectorScorer
+from ..tools.evaluation.store import Scored, ScoreStore, score
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from ..console import output_errors
+from ..host.console import output_errors
 
 Layout = Literal["auto", "genimage", "tiny-genimage", "aigcdetect", "folders", "community-forensics", "list"]
 ReportFormat = Literal["table", "json"]
@@ -68,7 +68,7 @@ def index(
 
     Exit code: 0 all fine, 1 some images cannot be used, 2 nothing could be indexed, 130 interrupted.
     """
-    from ..datasets.split import SplitOptions
+    from ..tools.datasets.split import SplitOptions
     from .index import IndexOptions, MatchedChoice, run_index
 
     options = IndexOptions(
@@ -146,7 +146,7 @@ def extract(
 
     Exit code: 0 all extracted, 1 some images failed, 2 nothing could start, 130 interrupted.
     """
-    from ..features.extract import ExtractOptions
+    from ..tools.features.extract import ExtractOptions
     from .extract import run
 
     options = ExtractOptions(

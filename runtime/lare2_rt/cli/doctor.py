@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import doctor
-from ..console import EXIT_FILES
-from ..doctor import Finding
+from ..host.console import EXIT_FILES
+from ..tools import doctor
+from ..tools.doctor import Finding
 
 SCHEMA = "lare2-rt/doctor/1"
 
@@ -69,7 +69,7 @@ def _impersonal(text: str) -> str:
 
 def _print(findings: Sequence[Finding]) -> None:
     try:
-        from ..text import printable
+        from ..host.text import printable
     except Exception:  # rich, numpy or Pillow are among what is broken
         for finding in findings:
             remedy = f" -> {finding.remedy}" if finding.remedy else ""

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import interruptible, output_errors
+from ..host.console import interruptible, output_errors
 
 
 def register(app: typer.Typer) -> None:

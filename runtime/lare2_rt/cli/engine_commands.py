@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from ..console import interruptible, output_errors
+from ..host.console import interruptible, output_errors
 
 _Engine = Annotated[Optional[str], typer.Option(help="Only what this engine compiled and measured. Default: all.")]
 

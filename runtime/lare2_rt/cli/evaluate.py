@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from ..bundle import open_bundle
-from ..console import say
-from ..datasets.opening import open_data
+from ..bundle.locate import locate_bundle
+from ..bundle.manifest import Precision
+from ..bundle.opening import open_bundle
 from ..detector import Detector
-from ..evaluation.command import ReportOptions, evaluate_and_report
-from ..evaluation.items import select
-from ..evaluation.run import OpenScorer
-from ..evaluation.scorer import DetectorScorer
-from ..locate import locate_bundle
-from ..manifest import Precision
-from ..progress import hashing_progress
+from ..host.console import say
+from ..host.progress import hashing_progress
+from ..tools.datasets.opening import open_data
+from ..tools.evaluation.command import ReportOptions, evaluate_and_report
+from ..tools.evaluation.items import select
+from ..tools.evaluation.run import OpenScorer
+from ..tools.evaluation.scorer import DetectorScorer
 
 
 @dataclass(frozen=True, slots=True)

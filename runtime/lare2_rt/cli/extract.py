@@ -6,14 +6,14 @@ import contextlib
 import time
 import warnings
 
-from ..bundle import Bundle
-from ..console import EXIT_FILES, Interrupted, ignore_interrupts, say, say_if_restored
-from ..engines import OpenEngine
+from ..bundle.locate import embedded_bundle, locate_bundle
+from ..bundle.opening import Bundle
+from ..engines.contract import OpenEngine
 from ..errors import EngineError, OutputError
-from ..features.extract import Extraction, ExtractOptions
-from ..features.sources import sources_of
-from ..locate import embedded_bundle, locate_bundle
-from ..progress import counting, hashing_progress
+from ..host.console import EXIT_FILES, Interrupted, ignore_interrupts, say, say_if_restored
+from ..host.progress import counting, hashing_progress
+from ..tools.features.extract import Extraction, ExtractOptions
+from ..tools.features.sources import sources_of
 
 _RESUME = "what is finished is kept: run the same command again to go on"
 

@@ -15,19 +15,19 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..atomic import check_target
-from ..console import EXIT_FILES, say
-from ..datasets.arrow import arrow
-from ..datasets.audit import AuditReport, audit_index, count_by
-from ..datasets.build import Indexed, LayoutChoice, build_index
-from ..datasets.lists import lists_in
-from ..datasets.matched import INDEX_NAME, Matched, MatchedOptions, write_matched
-from ..datasets.overlaps import Overlaps, find_overlaps
-from ..datasets.split import TEST, VAL, SplitOptions, arrange_splits
-from ..datasets.table import Index, read_index, write_index
-from ..output import print_tables
-from ..progress import counting
-from ..text import printable
+from ..host.atomic import check_target
+from ..host.console import EXIT_FILES, say
+from ..host.progress import counting
+from ..host.text import printable
+from ..results.arrow import arrow
+from ..results.writers import print_tables
+from ..tools.datasets.audit import AuditReport, audit_index, count_by
+from ..tools.datasets.build import Indexed, LayoutChoice, build_index
+from ..tools.datasets.lists import lists_in
+from ..tools.datasets.matched import INDEX_NAME, Matched, MatchedOptions, write_matched
+from ..tools.datasets.overlaps import Overlaps, find_overlaps
+from ..tools.datasets.split import TEST, VAL, SplitOptions, arrange_splits
+from ..tools.datasets.table import Index, read_index, write_index
 from . import audit_report
 
 REPORT_SCHEMA = "lare2-rt/index-report/1"

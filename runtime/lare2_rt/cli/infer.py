@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..atomic import check_target
-from ..console import say, say_if_restored
-from ..datasets.arrow import arrow
+from ..bundle.locate import locate_bundle
 from ..detector import Detector
 from ..errors import UsageError
-from ..limits import Limits
-from ..locate import locate_bundle
-from ..output import Format, Writer, format_for
-from ..progress import hashing_progress
+from ..host.atomic import check_target
+from ..host.console import say, say_if_restored
+from ..host.progress import hashing_progress
+from ..pixels.limits import Limits
+from ..results.arrow import arrow
+from ..results.writers import Format, Writer, format_for
 from .infer_inputs import Source, gather
 from .infer_resume import check_resume, to_resumable
 from .infer_scoring import FailOn, Outcome, Rules, score

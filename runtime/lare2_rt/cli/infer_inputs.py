@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import IO, Union
 
-from ..atomic import reason
 from ..errors import UsageError
-from ..inputs import expand, expand_names, read_list
+from ..host.atomic import reason
+from ..tools.inputs import expand, expand_names, read_list
 
 Source = Union[str, IO[bytes]]
 STDIN = "-"

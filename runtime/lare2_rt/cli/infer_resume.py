@@ -9,15 +9,25 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
-from ..atomic import check_target, draft_text, fsync_folder, reason, settle, taken_in_the_meantime
-from ..console import EXIT_FILES, ignore_interrupts, say
 from ..detection import Detection
 from ..detector import Detector
 from ..errors import OutputError, UsageError
-from ..locks import FileLock, try_acquire
-from ..output import Format, Writer, writer_for
-from ..parquet_output import ParquetRecords
-from ..resume import Earlier, Identity, Lines, identity_of, is_parquet, lines_of, read_earlier, relation, shown_name
+from ..host.atomic import check_target, draft_text, fsync_folder, reason, settle, taken_in_the_meantime
+from ..host.console import EXIT_FILES, ignore_interrupts, say
+from ..host.locks import FileLock, try_acquire
+from ..results.parquet import ParquetRecords
+from ..results.partial import (
+    Earlier,
+    Identity,
+    Lines,
+    identity_of,
+    is_parquet,
+    lines_of,
+    read_earlier,
+    relation,
+    shown_name,
+)
+from ..results.writers import Format, Writer, writer_for
 from .infer_inputs import Source
 from .infer_scoring import Outcome, say_summary
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..console import EXIT_FILES, EXIT_FOUND, Interrupted, ignore_interrupts, say, uninterrupted
 from ..detector import Detector
 from ..errors import Lare2Error, UsageError
-from ..output import Writer
-from ..progress import stepping
+from ..host.console import EXIT_FILES, EXIT_FOUND, Interrupted, ignore_interrupts, say, uninterrupted
+from ..host.progress import stepping
+from ..results.writers import Writer
 from .infer_inputs import Source
 
 FailOn = Literal["generated"]

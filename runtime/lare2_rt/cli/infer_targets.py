@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..atomic import draft_bytes, draft_text, reason, taken_in_the_meantime
-from ..console import EXIT_FILES, ignore_interrupts, say, silence
 from ..errors import OutputError
-from ..output import Format, Writer, parquet_writer, writer_for
+from ..host.atomic import draft_bytes, draft_text, reason, taken_in_the_meantime
+from ..host.console import EXIT_FILES, ignore_interrupts, say, silence
+from ..results.writers import Format, Writer, parquet_writer, writer_for
 from .infer_scoring import Outcome, say_summary
 
 Scoring = Callable[[Writer], Outcome]

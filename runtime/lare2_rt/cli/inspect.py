@@ -10,12 +10,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..bundle import Bundle, open_bundle
-from ..console import say_if_restored
-from ..locate import locate_bundle
-from ..manifest import COMPONENTS
-from ..output import print_tables
-from ..text import printable
+from ..bundle.locate import locate_bundle
+from ..bundle.manifest import COMPONENTS
+from ..bundle.opening import Bundle, open_bundle
+from ..host.console import say_if_restored
+from ..host.text import printable
+from ..results.writers import print_tables
 
 
 def run(named: str | None, *, form: Literal["table", "json"], verify: bool) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..atomic import check_target
-from ..console import EXIT_FILES, Interrupted, heed_interrupts, say
 from ..detection import Detection
 from ..detector import Detector
 from ..errors import OutputError, UsageError
-from ..evidence.run import RunEvidence, facts_of
-from ..output import Writer
-from ..progress import stepping
+from ..host.atomic import check_target
+from ..host.console import EXIT_FILES, Interrupted, heed_interrupts, say
+from ..host.progress import stepping
+from ..results.writers import Writer
+from ..tools.evidence.run import RunEvidence, facts_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.manifest import Variant
+from ..bundle.noise import Noise
 from ..errors import EngineError
-from ..manifest import Variant
-from ..noise import Noise
 from .contract import ChainOutput, EngineInfo, Float32, UInt8, WindowOutput
 
 Arrays = Mapping[str, NDArray[np.generic]]

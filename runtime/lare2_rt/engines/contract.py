@@ -12,10 +12,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Bundle
+from ..bundle.manifest import COMPONENTS, ComponentName, Precision, Profile, TensorSpec, Variant
+from ..bundle.noise import Noise
+from ..bundle.opening import Bundle
 from ..errors import EngineError
-from ..manifest import COMPONENTS, ComponentName, Precision, Profile, TensorSpec, Variant
-from ..noise import Noise
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 from typing import ClassVar
 
-from ..bundle import Bundle
+from ..bundle.manifest import Variant
+from ..bundle.opening import Bundle
 from ..errors import BundleError, EngineError
-from ..manifest import Variant
 from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants
 from .registry import EngineEntry, entry_of
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar
 
-from ..bundle import Bundle
+from ..bundle.manifest import Precision, Profile, Variant
+from ..bundle.opening import Bundle
 from ..errors import BundleError, EngineError
-from ..manifest import Precision, Profile, Variant
 from .contract import EngineInfo, EngineOptions, OpenEngine, build_key, choose_variants
 from .cuda_runtime import Gpu, current_gpu
 from .registry import EngineEntry, entry_of

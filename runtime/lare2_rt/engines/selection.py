@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle.opening import Bundle
 from ..errors import EngineError
-from ..machine import cpu_facts
-from ..pictures import procedural_pictures
-from ..preprocess import preprocess
-from ..records import Record, Records, Speed
-from ..selfcheck import check_engine, reference_key
+from ..host.machine import cpu_facts
+from ..pixels.preprocess import preprocess
+from ..pixels.procedural import procedural_pictures
 from . import registry
 from .contract import Engine, EngineOptions, OpenEngine
+from .measurements import Record, Records, Speed
+from .self_check import check_engine, reference_key
 
 _SHORT_ROUNDS = 20
 

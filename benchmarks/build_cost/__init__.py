@@ -1,0 +1,1 @@
+"""What building a bundle takes: time, memory, disk."""

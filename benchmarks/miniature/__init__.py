@@ -1,0 +1,1 @@
+"""The paper on a small scale, from photographs to its tables."""

@@ -1,0 +1,238 @@
+"""The miniature's report as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.render.markdown import interval, number_table
+
+Report = Mapping[str, Any]
+_GENERATORS = ("sdedit30", "sdedit50", "sdedit70", "noise")
+# Paper, Tables 2 and 3: ACC / AP over eight test sets, trained on SD 1.5 (second-hand, notes on published numbers).
+_PAPER = {
+    "image": "73.1 / 92.3",
+    "lare": "66.2 / 68.3",
+    "concat": "76.8 / 93.5",
+    "esr": "81.7 / 97.6",
+    "ecr": "78.8 / 94.7",
+    "egre": "84.5 / 99.5",
+    "egre-v7": "—",
+}
+
+
+def data_table(report: Report) -> str:
+    """Photographs and pictures of every split."""
+    rows = [
+        [name, str(part["photographs"]), str(part["groups"]), str(part["pictures"])]
+        for name, part in report["data"]["splits"].items()
+    ]
+    return number_table(["split", "photographs", "groups", "pictures cut from them"], rows)
+
+
+def timestep_table(report: Report) -> str:
+    """Mean LaRE, and how it tells generated pictures from real ones, by timestep."""
+    rows = []
+    for timestep, sets in report["timesteps"].items():
+        cells = [timestep, _mean(sets["real"]["mean"]), _mean(sets["roundtrip"]["mean"])]
+        cells += [
+            f"{_mean(sets[name]['mean'])}; d {sets[name]['d_real']:+.2f}; {sets[name]['auc_real']['value']:.3f} / "
+            f"{sets[name]['auc_roundtrip']['value']:.3f}"
+            for name in _GENERATORS
+        ]
+        rows.append([*cells, _mean(sets["memorised"]["mean"])])
+    return number_table(["t", "real", "round trip", *_GENERATORS, "real, trained on"], rows)
+
+
+def re_encoding_table(report: Report) -> str:
+    """What JPEG on both classes does to mean LaRE."""
+    rows = []
+    for name, row in report["re_encoding"].items():
+        areas = ["—", "—"] if name == "roundtrip" else [interval(row[f"auc_{kind}"]) for kind in ("plain", "jpeg")]
+        rows.append([name, f"{row['plain']:.4f}", _mean(row["jpeg"]), *areas])
+    header = ["pictures", "mean LaRE", "after JPEG", "AUC of −LaRE against round trips", "both after JPEG"]
+    return number_table(header, rows)
+
+
+def differences_table(report: Report) -> str:
+    """Differences of areas on the same pictures."""
+    rows = [[name, _signed(row["sdedit50"]), _signed(row["unseen"])] for name, row in report["differences"].items()]
+    return number_table(["AUC of the first − AUC of the second", "seen", "unseen"], rows)
+
+
+def complexity_table(report: Report) -> str:
+    """Areas of mean LaRE, of complexity alone, and of LaRE without it."""
+    names = {
+        "energy": "latent gradient energy alone",
+        "lare": "mean LaRE",
+        "normalised": "complexity-normalised LaRE",
+    }
+    rows = [
+        [
+            {"real": "real", "roundtrip": "round trip"}[reference],
+            text,
+            *(interval(report["complexity"][reference][kind][g]) for g in _GENERATORS),
+        ]
+        for reference in ("roundtrip", "real")
+        for kind, text in names.items()
+    ]
+    return number_table(["against", "score", *_GENERATORS], rows)
+
+
+def earned_table(report: Report) -> str:
+    """What normalised LaRE adds to heads."""
+    rows = [
+        [head.replace("/", ": "), _signed(row["seen"]), _signed(row["unseen"])]
+        for head, row in report["normalised_beside_heads"].items()
+        if isinstance(row, Mapping)
+    ]
+    return number_table(["trunk: head", "AUC gained, seen", "AUC gained, unseen"], rows)
+
+
+def ablation_table(report: Report) -> str:
+    """The fair task: round trips against generated pictures, by trunk and input."""
+    return _ablation(report, "roundtrip")
+
+
+def raw_table(report: Report) -> str:
+    """The easy task: raw photographs against generated pictures."""
+    return _ablation(report, "real")
+
+
+def _ablation(report: Report, reference: str) -> str:
+    rows = []
+    for key, row in report["ablation"].items():
+        trunk, variant = key.split("/")
+        judged = row[reference]
+        shown = "—" if variant == "lare" else trunk
+        rows.append(
+            [
+                variant,
+                shown,
+                interval(judged["sdedit50"]["auc"]),
+                interval(judged["unseen"]["auc"]),
+                *(f"{judged[g]['auc']['value']:.3f}" for g in _GENERATORS if g != "sdedit50"),
+                f"{100 * judged['sdedit50']['accuracy']['value']:.1f} %",
+                _PAPER[variant],
+            ]
+        )
+    rows.sort(key=lambda r: (r[1] != "—", r[1]))
+    header = [
+        "input",
+        "trunk",
+        "AUC, seen (sdedit50)",
+        "AUC, unseen",
+        "sdedit30",
+        "sdedit70",
+        "noise",
+        "ACC at 0.5, seen",
+    ]
+    return number_table([*header, "paper, ACC / AP"], rows)
+
+
+def why_table(report: Report) -> str:
+    """One thing changed at a time."""
+    if report["why"] is None:
+        return _missing()
+    rows = [
+        [change, *(f"{row[v]['seen']['value']:.3f} / {row[v]['unseen']['value']:.3f}" for v in row)]
+        for change, row in report["why"].items()
+    ]
+    return number_table(["changed", *next(iter(report["why"].values()))], rows)
+
+
+def noise_table(report: Report) -> str:
+    """Number and kind of draws."""
+    if report["noise"] is None:
+        return _missing()
+    return _judged(report["noise"], "draws")
+
+
+def trained_timestep_table(report: Report) -> str:
+    """A network on maps of several timesteps."""
+    if report["timesteps_trained"] is None:
+        return _missing()
+    return _judged(report["timesteps_trained"], "t")
+
+
+def _judged(part: Report, name: str) -> str:
+    rows = [
+        [
+            key,
+            *(interval(row[g]["network"]) for g in _GENERATORS),
+            " / ".join(f"{row[g]['mean']['value']:.3f}" for g in _GENERATORS),
+        ]
+        for key, row in part.items()
+    ]
+    return number_table([name, *(f"network, {g}" for g in _GENERATORS), "mean LaRE, the same four"], rows)
+
+
+def cost_table(report: Report) -> str:
+    """LaRE beside DIRE."""
+    cost = report["cost"]
+    if cost is None:
+        return _missing(" --cost-rounds 5")
+    dire, lare = cost["dire"], cost["lare"]
+    rows = [
+        ["DIRE", f"{dire['steps']} calls of an ADM at 256²", f"{dire['seconds']:.0f} s", f"{dire['tflop']:.1f}"],
+        ["LaRE", "VAE encoder and one UNet call, 4 draws", f"{lare['seconds']:.1f} s", f"{lare['tflop']:.2f}"],
+        ["ratio", "paper: 8", f"{cost['ratio_of_seconds']:.0f}", f"{cost['ratio_of_tflop']:.0f}"],
+    ]
+    return number_table(["feature", "work", f"seconds an image, {cost['threads']} threads", "TFLOP"], rows)
+
+
+def _missing(options: str = "") -> str:
+    return f"*Not measured yet: `python -m benchmarks.miniature{options}`.*"
+
+
+def _mean(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.4f} ± {(estimate['high'] - estimate['low']) / 2:.4f}"
+
+
+def _signed(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:+.3f} ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
+
+
+_PARTS = {
+    "autoencoder": "autoencoder",
+    "unet": "UNet",
+    "timesteps": "LaRE against the timestep",
+    "complexity": "complexity",
+    "re_encoding": "JPEG",
+    "ablation": "ablation",
+    "differences": "differences",
+    "normalised_beside_heads": "normalised LaRE beside heads",
+    "why": "one thing changed at a time",
+    "noise": "draws and noise",
+    "timesteps_trained": "timestep, with a network",
+}
+
+
+def again_table(report: Report) -> str:
+    """How a report of a second run from nothing stands to the first; parts by name, with figures and numbers."""
+    rows = [
+        [
+            _PARTS[name],
+            f"{part['inside']} of {part['figures']}" if part["figures"] else "—",
+            f"{part['same']} of {part['numbers']}",
+        ]
+        for name, part in report["compared"]["parts"].items()
+    ]
+    return number_table(["part", "figures within the first run's interval", "numbers equal to the last digit"], rows)
+
+
+AGAIN: dict[str, Callable[[Report], str]] = {"miniature-again": again_table}
+MINIATURE: dict[str, Callable[[Report], str]] = {
+    "miniature-data": data_table,
+    "miniature-timesteps": timestep_table,
+    "miniature-complexity": complexity_table,
+    "miniature-earned": earned_table,
+    "miniature-ablation": ablation_table,
+    "miniature-raw": raw_table,
+    "miniature-differences": differences_table,
+    "miniature-re-encoding": re_encoding_table,
+    "miniature-why": why_table,
+    "miniature-noise": noise_table,
+    "miniature-timesteps-trained": trained_timestep_table,
+    "miniature-cost": cost_table,
+}

@@ -1,0 +1,1 @@
+"""Every engine and its peers beside the eager reference, in turns."""

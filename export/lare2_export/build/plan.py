@@ -1,0 +1,100 @@
+"""What a build is going to make, known before any weight is loaded: sizes, checks, keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lare2_ref.lare import PREDICTION_TYPES
+from lare2_ref.sources import ModelSources, SourceRecord
+from lare2_rt.bundle.manifest import Precision
+
+from ..components import COMPONENTS, Component, Geometry
+from ..graph.onnx_export import FLAVOURS
+from .keys import component_key
+from .options import BuildOptions
+from .staging import BuildError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A build.
+
+    Attributes:
+        geometry: sizes and constants; records: sources with their hashes.
+        precisions: what is exported.
+        keys: component name -> (precision, batch size) -> component key.
+    """
+
+    sources: ModelSources
+    options: BuildOptions
+    geometry: Geometry
+    records: tuple[SourceRecord, ...]
+    precisions: tuple[Precision, ...]
+    keys: dict[str, dict[tuple[Precision, int], str]]
+
+    def joint_key(self, component: str) -> str:
+        """Return one key for all graphs of a component."""
+        return " ".join(self.keys[component].values())
+
+
+def make_plan(sources: ModelSources, options: BuildOptions) -> Plan:
+    """Read configurations, hash the sources and check the options; raises BuildError or SourceError."""
+    if 1 not in options.batches:
+        raise BuildError("--batch must include 1, on which parity is measured; add --batch 1")
+    geometry = plan_geometry(sources, options)
+    records = sources.records()
+    hashes: dict[str, str] = {record.role: record.sha256 for record in records}
+
+    # Models that only show that the chain works are exported for CPUs, trained weights for GPUs too.
+    trained = not sources.synthetic and not sources.demonstration and sources.calibration != "untrained"
+    half = trained if options.half is None else options.half
+    precisions: tuple[Precision, ...] = ("fp32", "fp16") if half else ("fp32",)
+
+    def keys(component: Component) -> dict[tuple[Precision, int], str]:
+        return {
+            (precision, batch): component_key(
+                component, geometry, hashes, batch=batch, precision=precision, opset=FLAVOURS[precision].opset
+            )
+            for precision in precisions
+            for batch in options.batches
+        }
+
+    return Plan(sources, options, geometry, records, precisions, {c.name: keys(c) for c in COMPONENTS})
+
+
+def plan_geometry(sources: ModelSources, options: BuildOptions) -> Geometry:
+    """Read the sizes out of the sources' configurations and check the options against them; raises BuildError."""
+    scheduler = sources.scheduler()
+    steps = int(scheduler.config.num_train_timesteps)
+    if not 0 <= options.timestep < steps:
+        raise BuildError(f"--timestep must lie between 0 and {steps - 1}, not {options.timestep}")
+    prediction_type = str(scheduler.config.prediction_type)
+    if prediction_type not in PREDICTION_TYPES:
+        raise BuildError(
+            f"the scheduler of {sources.sd.name} has prediction_type {prediction_type!r}, for which LaRE has no "
+            "target; use a Stable Diffusion that predicts " + " or ".join(PREDICTION_TYPES)
+        )
+    vae = sources.vae_config()
+    reduction = 2 ** (len(vae["block_out_channels"]) - 1)
+    if options.image_size < 1 or options.image_size % (reduction * 8):
+        raise BuildError(f"--image-size must be a multiple of {reduction * 8} for this model, not {options.image_size}")
+    egre, clip = sources.egre_config(), sources.clip_config()
+    if (egre.channels, egre.embedding, egre.grid) != (clip.channels, clip.embedding, clip.grid):
+        raise BuildError(
+            f"the head {sources.head.name} was made for CLIP features {egre.channels}×{egre.grid}² and an embedding of "
+            f"{egre.embedding}, the CLIP {sources.clip.name} gives {clip.channels}×{clip.grid}² and {clip.embedding}; "
+            "use the CLIP that the head was trained on"
+        )
+    side = options.image_size // reduction
+    return Geometry(
+        image_size=options.image_size,
+        crop_size=clip.image_size,
+        latent=(int(vae["latent_channels"]), side, side),
+        ensemble=options.ensemble,
+        timestep=options.timestep,
+        prompt=options.prompt,
+        prediction_type=prediction_type,
+        alpha_bar=float(scheduler.alphas_cumprod[options.timestep]),
+        scaling_factor=float(vae["scaling_factor"]),
+        egre=egre,
+    )

@@ -1,0 +1,1 @@
+"""How far graphs are from the reference, and whether that is allowed."""

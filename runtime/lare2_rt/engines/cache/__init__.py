@@ -1,0 +1,1 @@
+"""Compiled engines in the user's cache."""

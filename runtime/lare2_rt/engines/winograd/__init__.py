@@ -1,0 +1,1 @@
+"""OpenVINO on graphs with Winograd's convolutions."""

@@ -1,0 +1,1 @@
+"""What the operating system gives: files, folders, locks, processes, the console, facts of the machine."""

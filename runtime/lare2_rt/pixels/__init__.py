@@ -1,0 +1,1 @@
+"""From a file to the uint8 arrays that the graphs take."""

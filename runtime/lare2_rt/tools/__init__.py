@@ -1,0 +1,1 @@
+"""The workbench: data sets, features, evaluation, evidence, benchmarks, the doctor. Detecting needs none of it."""

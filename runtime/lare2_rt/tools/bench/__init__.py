@@ -1,0 +1,1 @@
+"""The engines on this machine, measured side by side."""

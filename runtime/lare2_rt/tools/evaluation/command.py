@@ -1,0 +1,123 @@
+"""An evaluation from scorers to a folder of reports, for the command and for the reference's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ...errors import EngineError, OutputError
+from ...host.atomic import reason, write_bytes
+from ...host.console import EXIT_FILES, Interrupted, say
+from ...host.progress import stepping
+from ...host.text import printable
+from ...results.writers import print_tables
+from . import figures
+from .corruptions import choose
+from .items import Selection
+from .report import as_dict, markdown
+from .run import Evaluation, EvaluationOptions, OpenScorer, Step, evaluate
+from .summary import METRICS, Interval
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """Where the report goes and what is in it.
+
+    Attributes:
+        out: folder of the report, the figures and the scores.
+        corrupt: names of corruptions to score as well, see ``corruptions.choose``; None for none.
+        resamples, seed: of the bootstrap.
+    """
+
+    out: str
+    corrupt: str | None
+    resamples: int
+    seed: int
+
+
+def evaluate_and_report(scorers: list[OpenScorer], selection: Selection, options: ReportOptions) -> int:
+    """Evaluate scorers of any kind and write ``OUT/evaluation.{json,md}`` and ``OUT/figures``; return the exit code.
+
+    Raises:
+        Lare2Error: before the first image is scored.
+    """
+    # The decoder answers in sentences; Pillow's warnings about sizes and damaged metadata would come on top.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
+    out = Path(options.out)
+    _make_folder(out / "scores")
+    chosen = tuple(choose(options.corrupt)) if options.corrupt is not None else ()
+    settings = EvaluationOptions(out / "scores", chosen, options.resamples, options.seed)
+    say(f"{len(selection.items)} images of split {selection.split}, in {out}")
+    begun = False
+
+    def progress(what: str, total: int) -> contextlib.AbstractContextManager[Step]:
+        nonlocal begun
+        begun = True
+        return stepping("scoring", total)
+
+    try:
+        evaluation = evaluate(scorers, selection, settings, progress=progress)
+    except KeyboardInterrupt as error:
+        ending = Interrupted(error)
+        say(f"{ending}; the scores so far are in {out / 'scores'}: run the same command again to go on")
+        return ending.code
+    except (EngineError, OutputError) as error:
+        if not begun:
+            raise
+        say(f"stopped: {error}; the scores so far are in {out / 'scores'}")
+        return EXIT_FILES
+    _write(evaluation, out)
+    for model in evaluation.models:
+        for condition in model.conditions:
+            for failure in condition.failures:
+                say(f"{condition.name}: {failure.name}: {failure.error}")
+    return EXIT_FILES if evaluation.failures else 0
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot create {folder}: {reason(error)}", remedy="choose another place with --out"
+        ) from error
+
+
+def _write(evaluation: Evaluation, out: Path) -> None:
+    drawn: list[str] | str = figures.MISSING
+    if figures.available():
+        _make_folder(out / "figures")
+        drawn = figures.draw(evaluation, out / "figures")
+    report = json.dumps(as_dict(evaluation), indent=2, allow_nan=False) + "\n"
+    write_bytes(out / "evaluation.json", report.encode())
+    write_bytes(out / "evaluation.md", markdown(evaluation, drawn).encode())
+    print_tables((_table(evaluation),), sys.stdout, colour=sys.stdout.isatty())
+    if isinstance(drawn, str):
+        say(drawn)
+    say(f"the report is {out / 'evaluation.md'}, all numbers are in {out / 'evaluation.json'}")
+
+
+def _table(evaluation: Evaluation) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("metric")
+    for model in evaluation.models:
+        facts = model.provenance
+        table.add_column(Text(printable(f"{facts.bundle_name} {facts.bundle_id[:8]}")), justify="right")
+    for name, words in METRICS.items():
+        values = [model.clean.overall.metrics.get(name) for model in evaluation.models]
+        if any(value is not None for value in values):
+            table.add_row(words, *("–" if value is None else _shown(value) for value in values))
+    return table
+
+
+def _shown(interval: Interval) -> str:
+    ends = "" if interval.low is None else f"  {interval.low:.3f}..{interval.high:.3f}"
+    return f"{interval.value:.4f}{ends}"

@@ -1,0 +1,1 @@
+"""LaRE maps of a whole data set in shards: extraction, and reading them again."""

@@ -1,0 +1,120 @@
+"""What the README says is true: commands print what is shown, engines run as it says, the claim is the report's."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.helpers.pages import blocks
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from benchmarks.render.claim import claim
+
+README = (ROOT / "README.md").read_text()
+REPORT = ROOT / "benchmarks/results/throughput-synthetic-sd15.json"
+ENGINE_LINES = [block.splitlines() for block in blocks(README, "bash") if "--engine" in block]
+
+
+def normal(text):
+    """Versions, thread counts and milliseconds differ between machines; everything else may not."""
+    text = re.sub(r"onnxruntime \S+", "onnxruntime X", text)
+    text = re.sub(r"\d+ threads", "N threads", text)
+    text = re.sub(r"─+", "─", text)
+    text = re.sub(r"[ ]+\d+$", " MS", text, flags=re.MULTILINE)
+    return re.sub(r"[ ]+", " ", text).strip()
+
+
+def test_shown_output_is_the_true_output(tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")  # away from an ./engines that a developer may have built
+    command, shown = re.search(r"<!-- output: lare2-rt (.*?) -->\n```text\n(.*?)```", README, re.DOTALL).groups()
+    run = subprocess.run(
+        [sys.executable, "-m", "lare2_rt", *command.split()], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert normal(run.stderr + run.stdout) == normal(shown)
+
+
+def test_python_example_runs(tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    expected = re.search(r"#\s*(.*)$", code, re.MULTILINE).group(1)
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    verdict, probability, *shape = run.stdout.split(maxsplit=2)
+    assert expected.startswith(f"{verdict} {probability[:5]}")
+    assert expected.endswith(" ".join(shape).strip())
+
+
+def test_the_two_lines_are_the_ones_that_ci_runs():
+    assert "pip install '.[cpu]' && lare2-rt infer examples/photo.jpg" in README
+    assert "pip install -c constraints.txt -e '.[cpu,openvino,export,data,train,dev]' && pytest" in README
+    script = (ROOT / ".ci/run").read_text()
+    assert "'&& pytest$' README.md" in script
+    assert "'&& lare2-rt infer' README.md" in script
+
+
+def test_every_option_of_the_build_is_explained():
+    """Each option of build_engines.py has a help text, and a default where it has one."""
+    import typer.main
+
+    from lare2_export.cli import app
+
+    command = typer.main.get_command(app)
+    for parameter in command.params:
+        assert parameter.help, parameter.name
+        if parameter.default is None and not getattr(parameter, "is_flag", False):
+            # Nothing is shown for it, so the text has to say what happens without it.
+            assert re.search("default|instead", parameter.help, re.IGNORECASE), parameter.name
+
+
+def test_the_claim_comes_first_and_is_the_reports():
+    begin = README.split("\n", 2)[2]
+    assert begin.startswith("<!-- table: claim -->")
+    report = json.loads(REPORT.read_text())
+    assert claim(report) in begin
+    ours = [row for row in report["rows"] if row["kind"] == "ours" and row["status"] == "measured"]
+    best = max(ours, key=lambda row: row["speedup"])
+    for part in (f"{best['speedup']:.2f} times", f"`{best['name']}`", report["machine"]["cpu"]):
+        assert part in claim(report)
+    best["rounds"]["steady"] = 0
+    second = max((row for row in ours if row is not best), key=lambda row: row["speedup"])
+    assert f"`{second['name']}`" in claim(report), "a disturbed row is no claim"
+    second["fidelity"]["lare"]["worst_relative_l2"] = None
+    assert f"`{second['name']}`" not in claim(report).split("Peers")[0], "nor a broken one"
+    assert "measure it again" in claim({**report, "rows": [row for row in report["rows"] if row["kind"] != "ours"]})
+
+
+def test_there_are_two_lines_for_every_engine():
+    from lare2_rt.engines import ENGINES
+
+    assert [shlex.split(lines[1])[3] for lines in ENGINE_LINES] == [engine.name for engine in ENGINES]
+    assert {len(lines) for lines in ENGINE_LINES} == {2}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [pytest.param(lines, marks=[pytest.mark.slow] * ("onnxruntime" not in lines[1])) for lines in ENGINE_LINES],
+    ids=[lines[1].split()[3] for lines in ENGINE_LINES],
+)
+def test_the_lines_of_each_engine(tmp_path, lines):
+    """Each runs where its engine is installed, and says what is missing where it is not."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    program, *arguments = shlex.split(lines[1])
+    assert program == "lare2-rt"
+    name, extra = arguments[2], re.search(r"\[([\w-]+)\]", lines[0])[1]
+    if "--bundle" in arguments:  # one with half-precision graphs: here the embedded one, which has none
+        at = arguments.index("--bundle")
+        del arguments[at : at + 2]
+    run = subprocess.run(
+        [sys.executable, "-m", "lare2_rt", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if run.returncode == 0:
+        assert f" on {name} " in run.stderr
+        assert "examples/photo.jpg" in run.stdout
+    else:
+        assert run.returncode == 2
+        assert f"[{extra}]" in run.stderr or "--half" in run.stderr, run.stderr
+        assert len(run.stderr.splitlines()) == 1

@@ -1,0 +1,169 @@
+"""A disk that fills up at any write of a build: one sentence, the old bundle untouched, nothing that misleads a rerun.
+
+The builds run in this process, with the same conversion of failures as between worker and parent. What takes long and
+writes nothing is replaced: networks are not loaded, torch's exporter gives the graphs of the embedded bundle, and the
+parity run its report.
+"""
+
+import gc
+import json
+import random
+import shutil
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from lare2_export.build import bundle as build
+from lare2_export.build import export_step, isolate
+from lare2_export.build.options import BuildOptions
+from lare2_ref.sources import default_model_folder, open_model_folder
+from lare2_rt.bundle.manifest import PARITY, SELFCHECK
+from lare2_rt.bundle.opening import open_bundle
+from lare2_rt.errors import Lare2Error
+from lare2_rt.host import integrity
+from tests.helpers.full_disk import FullDisk
+
+OPTIONS = BuildOptions(batches=(1,), half=False)
+SOURCES = open_model_folder(default_model_folder())
+SEEDED = random.Random(20240617)
+
+
+def exporter(bundle):
+    """A ``torch.onnx.export`` that gives the graph of a bundle with these inputs, its weights in memory."""
+    variants = [variant for several in bundle.manifest.components.values() for variant in several]
+
+    def export(module, inputs, *, opset_version, input_names, **options):
+        wanted = {name: tuple(value.shape) for name, value in zip(input_names, inputs, strict=True)}
+        (variant,) = (v for v in variants if {s.name: s.shape for s in v.inputs} == wanted and v.opset == opset_version)
+        model = ir.load(bundle.graph_path(variant))
+        for name, value in model.graph.initializers.items():
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=name)
+        return SimpleNamespace(model=model)
+
+    return export
+
+
+@pytest.fixture
+def quick_build(monkeypatch, embedded, tmp_path):
+    """Build at ``out`` on a disk; the cache is on it as well."""
+    bundle = open_bundle(embedded)
+    report, selfcheck = json.loads((embedded / PARITY).read_bytes()), np.load(embedded / SELFCHECK)
+    measured = SimpleNamespace(report=report, selfcheck=selfcheck)
+
+    def run_here(name, function, *arguments, lock, report):
+        if name == "parity":
+            return measured
+        return isolate.answer(name, *isolate.attempt(function, *arguments, report=report))
+
+    empty = [replace(component, build=lambda *_: torch.nn.Identity()) for component in export_step.COMPONENTS]
+    monkeypatch.setattr(export_step, "COMPONENTS", empty)
+    monkeypatch.setattr(torch.onnx, "export", exporter(bundle))
+    monkeypatch.setattr(build, "run_isolated", run_here)
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # with torch's hundred thousand objects it costs more than the rest
+    monkeypatch.setenv("LARE2_CACHE", str(tmp_path / "cache"))
+    # The cache of hashes takes files that have not changed for a while. A build that is slow, because the machine is
+    # busy, would write it once more than the build whose calls were counted.
+    now = time.time()
+    monkeypatch.setattr(integrity, "time", SimpleNamespace(time=lambda: now))
+
+    def run(out, disk):
+        with monkeypatch.context() as patch:
+            disk.mount(patch)
+            return build.build_bundle(SOURCES, out, OPTIONS, report=lambda line: None)
+
+    return run
+
+
+# Hashes that are remembered only to save time, folders that cannot be made durable, and an old bundle that could not be
+# moved out of the way once the new one stood in its place.
+HARMLESS = {
+    *((kind, "hashes.json") for kind in ("open", "write", "fsync", "rename")),
+    *(("fsync", name) for name in ("cache", "there", "engines.building")),
+    ("mkdir", "cache"),
+    ("rename", "engines.old"),
+}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Disks:
+    """The calls of an unbroken build that replaces a bundle, and that build on disks that are full at one of them."""
+
+    def __init__(self, quick_build, embedded, folder):
+        self.build, self.embedded, self.folder = quick_build, embedded, folder
+        disk = FullDisk(folder)
+        self.id = quick_build(self.fresh(), disk).manifest.id
+        self.calls = disk.calls
+
+    def fresh(self):
+        """Return a bundle in a folder of its own, with nothing else on the disk."""
+        for path in self.folder.iterdir():
+            shutil.rmtree(path)
+        return shutil.copytree(self.embedded, self.folder / "there" / "engines")
+
+    def check(self, number, *, once):
+        case = f"call {number}, {self.calls[number]}, {'once' if once else 'from there on'}"
+        out = self.fresh()
+        before = contents(out)
+        disk = FullDisk(self.folder, full_from=number, once=once)
+        fatal = [call not in HARMLESS for call in self.calls[number:]]
+        try:
+            built = self.build(out, disk)
+        except Lare2Error as error:
+            assert fatal[0] if once else any(fatal), case
+            sentence = str(error)
+            assert "no space left on device; " in sentence, case
+            assert "free some space" in sentence, case
+            assert "\n" not in sentence, case
+            assert contents(out) == before, case
+        else:
+            assert not (fatal[0] if once else any(fatal)), case
+            assert built.manifest.id == self.id, case
+        assert disk.struck, case
+        assert disk.calls[: number + 1] == self.calls[: number + 1], case
+        assert self.build(out, FullDisk(self.folder)).manifest.id == self.id, case
+        assert [path.name for path in out.parent.iterdir()] == ["engines"], case
+        assert open_bundle(out, verify=True).manifest.id == self.id, case
+
+
+@pytest.fixture
+def disks(quick_build, embedded, tmp_path):
+    return Disks(quick_build, embedded, tmp_path)
+
+
+def test_every_file_of_a_build_is_counted(disks):
+    """A write that goes past the disk would make the tests below prove nothing."""
+    files = {path.name for path in disks.embedded.iterdir() if ".b4." not in path.name}
+    files |= {f"{name}.done.json" for name in ("vae_encoder", "unet_step", "clip_backbone", "egre")}
+    for kind in ("open", "write", "fsync"):
+        assert files <= {name for k, name in disks.calls if k == kind}, kind
+    renamed = {name for name in files if not name.endswith((".onnx", ".data"))} | {"engines", "engines.old"}
+    assert renamed <= {name for kind, name in disks.calls if kind == "rename"}
+    assert set(disks.calls) >= HARMLESS
+
+
+def test_full_at_seeded_calls(disks):
+    """One call of each kind that matters, and a few more anywhere."""
+    fatal = [number for number, call in enumerate(disks.calls) if call not in HARMLESS]
+    chosen = [SEEDED.choice([n for n in fatal if disks.calls[n][0] == kind]) for kind in ("open", "write", "fsync")]
+    chosen += [disks.calls.index(("mkdir", "engines.building")), disks.calls.index(("rename", "engines"))]
+    for number in [*chosen, *SEEDED.sample(range(len(disks.calls)), 3)]:
+        disks.check(number, once=SEEDED.random() < 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", range(16))
+def test_full_at_every_call(disks, row):
+    """A failure that passes is tried only once in each file of weights, whose hundreds of writes are alike."""
+    for number in range(row, len(disks.calls), 16):
+        kind, name = disks.calls[number]
+        alike = name.endswith(".data") and disks.calls[number - 1] == (kind, name)
+        for once in (False,) if alike else (False, True):
+            disks.check(number, once=once)

@@ -1,0 +1,119 @@
+"""Steps in processes of their own: results, refusals and deaths come back as they should."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lare2_export.build.isolate import SharedLock, run_isolated
+from lare2_export.build.staging import BuildError, Staging
+from lare2_ref.checkpoints import SourceError
+from lare2_rt.host.console import Terminated, answer_sigterm
+from tests.helpers import isolated_steps as steps
+
+
+@pytest.fixture
+def lock(tmp_path):
+    with Staging(tmp_path / "engines").locked() as descriptor:
+        yield SharedLock(descriptor)
+
+
+def run(step, *arguments, lock, report=lambda line: None):
+    return run_isolated("the step", step, *arguments, lock=lock, report=report)
+
+
+def test_result_and_reports(lock):
+    lines = []
+    assert run(steps.works, 41, lock=lock, report=lines.append) == 42
+    assert lines[0] == "half way"
+    assert "peak memory" in lines[1]
+
+
+def test_a_refusal_keeps_its_sentence(lock):
+    with pytest.raises(SourceError, match=r"weights\.pth lacks a key; get it again"):
+        run(steps.refuses, lock=lock)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (steps.fails, "the step failed: ZeroDivisionError: no such luck; finished .*: run the build again"),
+        (steps.is_killed, "the step was killed, probably for lack of memory"),
+        (steps.is_terminated, "the step was ended by SIGTERM; run the build again"),
+        (steps.leaves, r"the step ended without a result \(exit code 3\)"),
+    ],
+)
+def test_deaths_are_explained(lock, step, words):
+    with pytest.raises(BuildError, match=words):
+        run(step, lock=lock)
+
+
+@pytest.fixture
+def answered():
+    """SIGTERM answered as the commands do, and the former answers afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    answer_sigterm()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)], ids=["int", "term"]
+)
+def test_a_signal_ends_the_worker_too(lock, answered, number, raised):
+    workers = []
+
+    def strike(pid):
+        workers.append(int(pid))
+        signal.raise_signal(number)
+
+    begin = time.monotonic()
+    with pytest.raises(raised):
+        run(steps.waits, lock=lock, report=strike)
+    with pytest.raises(ProcessLookupError):
+        os.kill(workers[0], 0)
+    assert time.monotonic() - begin < 30
+
+
+def test_the_signal_of_a_whole_group_is_told_as_ours(lock, answered):
+    """The worker dies of it a moment before it reaches us."""
+    timer = []
+
+    def strike_both(pid):
+        os.kill(int(pid), signal.SIGTERM)
+        timer.append(threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)))
+        timer[0].start()
+
+    with pytest.raises(Terminated):
+        run(steps.waits, lock=lock, report=strike_both)
+
+
+@pytest.mark.slow
+def test_no_orphan_outlives_a_killed_parent(tmp_path):
+    """The worker stops writing when its parent is killed, only then is the lock free, and all end in silence."""
+    target, out = tmp_path / "file", tmp_path / "engines"
+    code = (
+        "import isolated_steps as s; from test_isolate import *\n"
+        f"with Staging(Path({str(out)!r})).locked() as d:\n"
+        f"    run(s.writes_for_ever, {str(target)!r}, lock=SharedLock(d))"
+    )
+    options = {"cwd": Path(__file__).parent, "stderr": subprocess.PIPE, "text": True}
+    parent = subprocess.Popen([sys.executable, "-c", code], **options)
+    deadline = time.monotonic() + 300  # a busy machine takes minutes to import torch
+    while not target.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.send_signal(signal.SIGKILL)
+    _, err = parent.communicate()  # of the worker and of Python's own helpers too
+    assert "resource_tracker" not in err, err
+    with Staging(out).locked():
+        last = target.read_text()
+        time.sleep(0.3)
+        assert target.read_text() == last

@@ -1,0 +1,1 @@
+"""Tests of lare2_rt."""
