@@ -199,11 +199,10 @@ def command(capsys, monkeypatch, tmp_path):
 @pytest.fixture
 def fake(monkeypatch):
     """An instant engine in the place of all others: the brighter a picture, the more it is called generated."""
-    from lare2_rt import engines
-    from tests.fakes.engine import FakeEngine
+    from tests.fakes.engine import FakeEngine, use_engines
 
     engine = FakeEngine()
-    monkeypatch.setattr(engines, "ENGINES", (engine,))
+    use_engines(monkeypatch, engine)
     return engine
 
 

@@ -7,10 +7,6 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.helpers.processes import environment
-
-sys.path.append(str(ROOT / "benchmarks"))
 from benchmarks.build_cost.__main__ import broken
 from benchmarks.build_cost.watch import disk_size, watch
 from lare2_export.build.estimate import estimate
@@ -19,6 +15,8 @@ from lare2_export.build.plan import make_plan
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_ref.synthetic import synthetic
 from lare2_rt.bundle.opening import open_bundle
+from tests.conftest import ROOT
+from tests.helpers.processes import environment
 
 REPORTS = sorted((ROOT / "benchmarks/results").glob("build-*.json"))
 HOG = """

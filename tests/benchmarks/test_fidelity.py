@@ -11,11 +11,10 @@ import pytest
 from tests.conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 
 from benchmarks import fidelity
 from benchmarks.render import profile as render_profile
-from lare2_rt.detection import DecisionRule  # noqa: E402
+from lare2_rt.detection import DecisionRule
 
 
 class TestFidelity:

@@ -7,6 +7,13 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks import gpu_reference
+from benchmarks.gpu_report import __main__ as gpu_report
+from benchmarks.gpu_report import measure as measuring
+from benchmarks.gpu_report import worker as gpu_report_worker
+from benchmarks.gpu_report.cases import EAGER, ROWS, cases_of
+from benchmarks.gpu_report.model import expected_answers
+from benchmarks.gpu_report.table import table
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.detection import DecisionRule
@@ -17,18 +24,8 @@ from lare2_rt.engines.tensorrt.chain import TensorRtChain
 from lare2_rt.errors import BundleError
 from lare2_rt.pixels.preprocess import preprocess
 from lare2_rt.pixels.procedural import procedural_pictures
-from tests.conftest import ROOT
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.tensorrt import FakeTensorRt, plan_of
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from benchmarks import gpu_reference
-from benchmarks.gpu_report import __main__ as gpu_report
-from benchmarks.gpu_report import measure as measuring
-from benchmarks.gpu_report import worker as gpu_report_worker
-from benchmarks.gpu_report.cases import EAGER, ROWS, cases_of
-from benchmarks.gpu_report.model import expected_answers
-from benchmarks.gpu_report.table import table
 
 GPU = {"name": "Imaginary 9000", "capability": "8.9", "driver": 13000}
 RULE = DecisionRule("uncalibrated")

@@ -13,18 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from lare2_rt.bundle.manifest import COMPONENTS
-from lare2_rt.errors import UsageError
-from lare2_rt.host.console import Terminated
-from tests.benchmarks.test_gpu_report import GPU, OPINION, bundle, case  # noqa: F401 - a fixture among them
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 from benchmarks import gpu_reference
 from benchmarks.gpu_report import __main__ as gpu_report
 from benchmarks.gpu_report.cases import ROWS, cases_of
 from benchmarks.gpu_report.process import in_process, run_group
 from benchmarks.gpu_report.table import page
+from lare2_rt.bundle.manifest import COMPONENTS
+from lare2_rt.errors import UsageError
+from lare2_rt.host.console import Terminated
+from tests.benchmarks.test_gpu_report import GPU, OPINION, bundle, case  # noqa: F401 - a fixture among them
+from tests.conftest import ROOT
 
 
 class FakeProcesses:

@@ -2,7 +2,6 @@
 
 import csv
 import struct
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from benchmarks.miniature import unet as miniature_unet
 from benchmarks.miniature import vae as miniature_vae

@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,16 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 from benchmarks.miniature import default as miniature_default
 from benchmarks.miniature.protocol import GENERATORS, SEEN
 from benchmarks.render.default import DEFAULT
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.tools.datasets.build import build_index
 from lare2_rt.tools.evaluation.items import select
+from tests.conftest import ROOT
 
 RESULT = ROOT / "benchmarks/results/miniature-default.json"
 

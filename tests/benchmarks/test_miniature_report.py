@@ -2,14 +2,8 @@
 
 import json
 import re
-import sys
 
 import pytest
-
-from tests.conftest import ROOT
-from tests.helpers.miniature_sample import assert_tables, sample_report
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from benchmarks.miniature import __main__ as miniature
 from benchmarks.miniature.compare import compare, in_words
@@ -19,6 +13,8 @@ from benchmarks.miniature.report import data_facts
 from benchmarks.miniature.stages import Work
 from benchmarks.render.miniature import AGAIN, MINIATURE
 from lare2_ref.sources import open_model_folder
+from tests.conftest import ROOT
+from tests.helpers.miniature_sample import assert_tables, sample_report
 
 RESULT = ROOT / "benchmarks/results/miniature.json"
 RESULT_AGAIN = ROOT / "benchmarks/results/miniature-again.json"

@@ -1,7 +1,6 @@
 """Tables and plot made of the benchmark's reports."""
 
 import json
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -9,13 +8,12 @@ import pytest
 from tests.conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 
 from benchmarks.render import __main__ as render_tables
 from benchmarks.render import components as render_components
 from benchmarks.render import markdown as render_markdown
 from benchmarks.render import profile as render_profile
-from lare2_rt.errors import UsageError  # noqa: E402
+from lare2_rt.errors import UsageError
 
 
 def measured_row(name, kind, **changes):

@@ -14,20 +14,19 @@ import pytest
 from tests.conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 
 from benchmarks.render import markdown as render_markdown
 from benchmarks.render import profile as render_profile
 from benchmarks.throughput import __main__ as throughput
 from benchmarks.throughput import session as throughput_session
-from benchmarks.throughput.blocks import block_of, blocks_of_nodes, in_order  # noqa: E402
-from benchmarks.throughput.builds import Builder  # noqa: E402
-from benchmarks.throughput.memory import Footprint  # noqa: E402
-from benchmarks.throughput.options import Options, parse  # noqa: E402
-from benchmarks.throughput.process import FailedError, RefusedError, Resident  # noqa: E402
-from benchmarks.throughput.rows import BUILDS, REFERENCE, ROWS, Build, Row  # noqa: E402
-from benchmarks.throughput.setup import Setup  # noqa: E402
-from benchmarks.throughput.turns import Schedule  # noqa: E402
+from benchmarks.throughput.blocks import block_of, blocks_of_nodes, in_order
+from benchmarks.throughput.builds import Builder
+from benchmarks.throughput.memory import Footprint
+from benchmarks.throughput.options import Options, parse
+from benchmarks.throughput.process import FailedError, RefusedError, Resident
+from benchmarks.throughput.rows import BUILDS, REFERENCE, ROWS, Build, Row
+from benchmarks.throughput.setup import Setup
+from benchmarks.throughput.turns import Schedule
 
 FAKES = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 FAKE_BUILDS = {"reference": Build("fake_rows:prepare", ())}

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,11 +9,10 @@ import pytest
 from tests.conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 
-from benchmarks.throughput.measure import compare  # noqa: E402
-from benchmarks.throughput.memory import Footprint, Watch, refusal  # noqa: E402
-from benchmarks.throughput.turns import Schedule, Turn, percentiles, strayed, summary, take_turns  # noqa: E402
+from benchmarks.throughput.measure import compare
+from benchmarks.throughput.memory import Footprint, Watch, refusal
+from benchmarks.throughput.turns import Schedule, Turn, percentiles, strayed, summary, take_turns
 
 
 class Script:

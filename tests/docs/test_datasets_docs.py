@@ -5,12 +5,12 @@ import re
 import pyarrow.parquet as pq
 import pytest
 
-from lare2_rt import engines
 from lare2_rt.tools.datasets.audit import MEANING
 from lare2_rt.tools.datasets.layouts import LABELS
 from lare2_rt.tools.datasets.table import read_index
 from lare2_rt.tools.features.reader import open_features
 from tests.conftest import ROOT
+from tests.fakes.engine import use_engines
 from tests.helpers.extract_child import MapEngine
 from tests.helpers.image_sets import here, picture
 
@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs/datasets.md").read_text()
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(engines, "ENGINES", (MapEngine(),))
+    use_engines(monkeypatch, MapEngine())
     return here(monkeypatch, capsys, tmp_path)
 
 

@@ -15,7 +15,7 @@ from lare2_ref.train.cli import app as train_app
 from lare2_rt.bundle.manifest import Manifest
 from lare2_rt.cli.app import app
 from tests.conftest import ROOT
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 from tests.helpers.pages import PAGES, anchors, blocks, commands, links, name_of, named
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -168,11 +168,11 @@ def test_wrong_commands_are_found(line):
 @pytest.mark.parametrize("page", ["engines", "bundle-format"])
 def test_commands_run(page, monkeypatch, capsys, tmp_path, rocket):
     """Those of pages without a test of their own, on the embedded bundle, in the order of the page."""
-    from lare2_rt import engines
+    from lare2_rt.engines import registry
     from tests.helpers.image_sets import here
 
     absent = FakeEngine(name="openvino", compiled=True, why_not="openvino is not installed: pip install it")
-    monkeypatch.setattr(engines, "ENGINES", (engines.ENGINES[0], absent))
+    use_engines(monkeypatch, registry.ENGINES[0], absent)
     run = here(monkeypatch, capsys, tmp_path)
     (tmp_path / "photo.jpg").symlink_to(rocket)
     found = list(commands(read(f"docs/{page}.md")))
@@ -251,8 +251,8 @@ def test_bundle_format_names_every_field_and_file(embedded):
 
 def test_engines_are_those_of_the_code(embedded):
     from lare2_rt.bundle.opening import open_bundle
-    from lare2_rt.engines import ENGINES
     from lare2_rt.engines.contract import EngineOptions
+    from lare2_rt.engines.registry import ENGINES
     from lare2_rt.engines.self_check import HALF_TOLERANCES, TOLERANCES
 
     page, readme = read("docs/engines.md"), read("README.md")

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from lare2_rt import engines
 from lare2_rt.pixels.crop_grid import CROPS
 from lare2_rt.tools.evidence import maps, report, scale, thumbnails
 from lare2_rt.tools.evidence.names import panel_name
 from tests.conftest import ROOT
+from tests.fakes.engine import use_engines
 from tests.helpers.image_sets import here, picture
 from tests.runtime.test_crops import Windows
 
@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs/evidence.md").read_text()
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(engines, "ENGINES", (Windows(),))
+    use_engines(monkeypatch, Windows())
     return here(monkeypatch, capsys, tmp_path)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lare2_rt import engines
 from lare2_rt.cli import app
+from lare2_rt.engines import registry
 from lare2_rt.pixels.limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS
 from lare2_rt.tools.doctor import finding
 from tests.conftest import ROOT
@@ -66,7 +66,7 @@ def test_inputs_figures():
 
 @pytest.mark.slow
 def test_doctor(command, monkeypatch):
-    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES[:1])
+    monkeypatch.setattr(registry, "ENGINES", registry.ENGINES[:1])
     found = lines(DOCTOR)
     assert len(found) == 2
     for line in found:

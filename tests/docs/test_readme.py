@@ -8,12 +8,9 @@ import sys
 
 import pytest
 
+from benchmarks.render.claim import claim
 from tests.conftest import ROOT
 from tests.helpers.pages import blocks
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from benchmarks.render.claim import claim
 
 README = (ROOT / "README.md").read_text()
 REPORT = ROOT / "benchmarks/results/throughput-synthetic-sd15.json"
@@ -88,7 +85,7 @@ def test_the_claim_comes_first_and_is_the_reports():
 
 
 def test_there_are_two_lines_for_every_engine():
-    from lare2_rt.engines import ENGINES
+    from lare2_rt.engines.registry import ENGINES
 
     assert [shlex.split(lines[1])[3] for lines in ENGINE_LINES] == [engine.name for engine in ENGINES]
     assert {len(lines) for lines in ENGINE_LINES} == {2}

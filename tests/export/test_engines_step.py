@@ -8,19 +8,19 @@ from types import SimpleNamespace
 import pytest
 
 from lare2_export.build.engines_step import build_compiled, check_engines, plan_options
-from lare2_rt import engines
 from lare2_rt.bundle.manifest import COMPONENTS
+from lare2_rt.engines import registry
 from lare2_rt.engines.tensorrt.choice import choose_plan_options, plan_options_of
 from lare2_rt.engines.tensorrt.engine import TensorRtEngine
 from lare2_rt.engines.tensorrt.plan import PlanOptions
 from lare2_rt.errors import EngineError, UsageError
 from tests.conftest import ROOT
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 from tests.runtime.test_tensorrt_engine import bundle, world  # noqa: F401 - fixtures
 
 
 def test_plans_are_built_with_the_options_and_judged(world, bundle, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(engines, "ENGINES", (TensorRtEngine(), FakeEngine(name="plain")))
+    use_engines(monkeypatch, TensorRtEngine(), FakeEngine(name="plain"))
     options = plan_options(5, 4096)
     assert options == PlanOptions(level=5, workspace=4096 << 20)
     assert check_engines(["tensorrt", "plain"])
@@ -59,7 +59,7 @@ def test_what_fails_leaves_the_plans_of_the_last_build(world, bundle, monkeypatc
 
 def test_contradictions_are_told_before_the_export(world, monkeypatch):  # noqa: F811
     plain, absent = FakeEngine(name="plain"), FakeEngine(name="absent", version=None)
-    monkeypatch.setattr(engines, "ENGINES", (TensorRtEngine(), plain, absent))
+    use_engines(monkeypatch, TensorRtEngine(), plain, absent)
     with pytest.raises(EngineError, match=r"^engines for absent cannot be built here: .*install 'lare2-rt\[absent\]'$"):
         check_engines(["plain", "absent"])
     with pytest.raises(UsageError, match=r"^tensorrt computes in half precision: leave --no-half out, or --engine"):
@@ -75,7 +75,7 @@ def test_contradictions_are_told_before_the_export(world, monkeypatch):  # noqa:
 
 def test_every_engine_has_its_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {engines.extra_of(engine.name) for engine in engines.ENGINES} <= set(project)
+    assert {engine.extra for engine in registry.ENGINES} <= set(project)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from lare2_rt import EngineError
-from lare2_rt.engines.contract import ChainOutput, EngineInfo, installed_version
+from lare2_rt.engines import registry
+from lare2_rt.engines.contract import ChainOutput, EngineInfo
+from lare2_rt.engines.registry import EngineEntry, installed_version
 
 
 def need_engine(name):
@@ -31,6 +33,16 @@ def facts_of_the_cache(module, monkeypatch, load):
     return found
 
 
+def entry(engine):
+    """The line of an engine in the registry; a line is itself."""
+    return engine if isinstance(engine, EngineEntry) else EngineEntry(engine.name, lambda: engine, "cpu", "cpu", (), ())
+
+
+def use_engines(patch, *engines):
+    """Let the registry hold these engines, or lines of it, and no others."""
+    patch.setattr(registry, "ENGINES", tuple(map(entry, engines)))
+
+
 class FakeEngine:
     """Engine and open engine in one; ``script`` is called with the number of the call and the images of the batch."""
 
@@ -51,9 +63,12 @@ class FakeEngine:
         self.calls = self.closed = 0
         self.seen = []
 
+    def machine_lacks(self):
+        return None
+
     def why_not(self, bundle, options):
         self.seen.append(options.batch)
-        return self.reason
+        return None if self.reason is None else EngineError(self.reason, remedy="choose another engine")
 
     def describe(self, bundle, options):
         batch = self.batch or options.batch or 1

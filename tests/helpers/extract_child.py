@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lare2_rt import engines
 from lare2_rt.cli import extract as extract_command  # loaded once for all processes
 from lare2_rt.cli import main
-from tests.fakes.engine import FakeEngine
+from lare2_rt.engines import registry
+from tests.fakes.engine import FakeEngine, entry
 
 
 class MapEngine(FakeEngine):
@@ -94,7 +94,7 @@ def one_of_many(arguments, step, report):
 
 def use():
     engine = MapEngine(pause=float(os.environ.get("PAUSE", "0")))
-    engines.ENGINES = (engine,)
+    registry.ENGINES = (entry(engine),)
     return engine
 
 

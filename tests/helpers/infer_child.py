@@ -3,10 +3,10 @@
 import sys
 import time
 
-from lare2_rt import engines
 from lare2_rt.cli import main
-from tests.fakes.engine import FakeEngine
+from lare2_rt.engines import registry
+from tests.fakes.engine import FakeEngine, entry
 
 pause = float(sys.argv.pop(1))
-engines.ENGINES = (FakeEngine(lambda call, output: time.sleep(pause)),)
+registry.ENGINES = (entry(FakeEngine(lambda call, output: time.sleep(pause))),)
 main()

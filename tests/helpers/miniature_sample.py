@@ -1,11 +1,5 @@
 """A report of the miniature in which every figure is the same."""
 
-import sys
-
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 from benchmarks.miniature.protocol import GENERATORS, SEEN, SPLITS, TIMESTEPS, TRUNKS, VARIANTS
 from benchmarks.miniature.report import PAIRS
 from benchmarks.miniature.why import CHANGES

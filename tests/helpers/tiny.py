@@ -16,7 +16,7 @@ from lare2_ref.sources import ModelSources, default_model_folder, open_model_fol
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
-from seeded_weights import seeded_input, seeded_tensor  # noqa: E402
+from seeded_weights import seeded_input, seeded_tensor
 
 CONFIG = json.loads((GOLDEN / "tiny_pipeline.json").read_text())
 

@@ -15,11 +15,10 @@ from lare2_ref.train.loop import show_nothing
 from lare2_ref.train.options import TrainOptions
 from lare2_ref.train.request import TrainRequest
 from lare2_ref.train.run import train
-from lare2_rt import engines
 from lare2_rt.tools.datasets.build import build_index
 from lare2_rt.tools.features.extract import Extraction
 from lare2_rt.tools.features.sources import sources_of
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 from tests.helpers.labelled import write_set
 
 SMALL = TrainOptions(backbone="frozen", epochs=2, batch=4, learning_rate=1e-3, checkpoint_steps=1)
@@ -44,7 +43,7 @@ def extract(data, folder):
         output.lare[:] /= 255
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "ENGINES", (FakeEngine(scale),))
+        use_engines(patch, FakeEngine(scale))
         with Extraction.open(sources_of(str(data)), folder) as extraction:
             for row in extraction.run():
                 assert not row.error

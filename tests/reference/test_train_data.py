@@ -14,7 +14,6 @@ from lare2_ref.train.dataset import Geometry, Samples, batches, shards
 from lare2_ref.train.options import TrainOptions
 from lare2_ref.train.randomness import order
 from lare2_ref.train.views import cut, strong, training_view
-from lare2_rt import engines
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.errors import UsageError
 from lare2_rt.pixels.policy import Preprocessing
@@ -24,7 +23,7 @@ from lare2_rt.tools.evaluation.items import Item, select
 from lare2_rt.tools.features.extract import Extraction
 from lare2_rt.tools.features.reader import open_features
 from lare2_rt.tools.features.sources import sources_of
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 from tests.helpers.labelled import write_set
 from tests.helpers.training import SMALL, extract, run
 
@@ -71,7 +70,7 @@ def test_failed_extractions_are_left_out_and_counted(tmp_path, monkeypatch):
         if call == 3:
             output.lare[:] = np.nan
 
-    monkeypatch.setattr(engines, "ENGINES", (FakeEngine(nothing),))
+    use_engines(monkeypatch, FakeEngine(nothing))
     with Extraction.open(sources_of(str(data)), tmp_path / "features") as extraction:
         list(extraction.run())
     parts = parts_of(data, open_features(tmp_path / "features"))

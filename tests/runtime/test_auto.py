@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from lare2_rt import Detector, EngineError, engines
+from lare2_rt import Detector, EngineError
 from lare2_rt.bundle.opening import open_bundle
-from lare2_rt.engines import ENGINES
+from lare2_rt.engines import registry
 from lare2_rt.engines.contract import EngineOptions
 from lare2_rt.engines.measurements import Record, Records, Speed
+from lare2_rt.engines.registry import ENGINES
 from lare2_rt.engines.selection import open_engine, select_engine
 from lare2_rt.engines.self_check import SelfCheck, reference_key
 from lare2_rt.host import machine
@@ -41,7 +42,7 @@ def three(monkeypatch):
         FakeEngine(name="stable", compiled=True, digest="s"),
         FakeEngine(name="single", compiled=True, digest="t", position_stable=False),
     )
-    monkeypatch.setattr(engines, "ENGINES", found)
+    monkeypatch.setattr(registry, "ENGINES", found)
     return found
 
 

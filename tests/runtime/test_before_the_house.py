@@ -18,7 +18,7 @@ import lare2_rt
 from tests.conftest import ROOT
 from tests.helpers.offered import ENTRIES, offered
 
-DATA = Path(__file__).parent / "data/before_the_house"
+DATA = ROOT / "tests/data/before_the_house"
 IMAGES = sorted(path.name for path in (DATA / "images").iterdir())
 ENGINE = ("--engine", "onnxruntime", "--threads", "1")
 FORMATS = ("jsonl", "csv", "parquet")

@@ -16,11 +16,12 @@ from lare2_rt import EngineError, Lare2Error
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.cli.bench import BenchCommand
 from lare2_rt.cli.bench import run as bench_command
-from lare2_rt.engines import ENGINES
+from lare2_rt.engines import registry
 from lare2_rt.engines.cache.cache import CompiledCache
 from lare2_rt.engines.contract import EngineOptions
 from lare2_rt.engines.measurements import Records, Speed
 from lare2_rt.engines.openvino.engine import OpenVinoEngine
+from lare2_rt.engines.registry import ENGINES
 from lare2_rt.engines.selection import load_engine, select_engine
 from lare2_rt.engines.self_check import SelfCheck, reference_key
 from lare2_rt.tools.bench import measure as bench
@@ -256,7 +257,7 @@ def scripted(monkeypatch):
     for name in PACKAGES:
         need_engine(name)
     monkeypatch.setattr(bench, "Resident", Scripted)
-    monkeypatch.setattr(bench.engines, "ENGINES", tuple(engine for engine in ENGINES if engine.name in NAMES))
+    monkeypatch.setattr(registry, "ENGINES", tuple(engine for engine in ENGINES if engine.name in NAMES))
     for name, value in {"open": [], "most": 0, "played": []}.items():
         monkeypatch.setattr(Scripted, name, value)
     yield Scripted

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lare2_rt import Detector, EngineError, UsageError, engines
+from lare2_rt import Detector, EngineError, UsageError
 from lare2_rt.bundle.manifest import Decision
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.bundle.rewrite import decision_of, write_with_decision
 from lare2_rt.detection import DecisionRule
+from lare2_rt.engines import registry
 from lare2_rt.engines.contract import EngineOptions, WindowOutput
 from lare2_rt.engines.scoring import score_batch
 from lare2_rt.engines.selection import load_engine
@@ -22,7 +23,7 @@ from lare2_rt.pixels.pixel_bytes import pack, unpack
 from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.pixels.preprocess import centre_crop, preprocess
 from lare2_rt.tools.evaluation.scorer import scorer_key
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 
 pytestmark = pytest.mark.usefixtures("every_core")
 
@@ -105,7 +106,7 @@ def test_other_numbers_are_refused(embedded, crops):
 def test_logits_are_the_mean_over_the_windows_of_each_image(embedded, monkeypatch):
     """Four images with 9, 1, 3 and 9 windows in one batch: none may change another's mean."""
     engine = Windows(batch=4)
-    monkeypatch.setattr(engines, "ENGINES", (engine,))
+    use_engines(monkeypatch, engine)
     generator = np.random.default_rng(2)
     pictures = [
         generator.integers(0, 256, (*size, 3), np.uint8) for size in ((300, 400), (100, 90), (200, 600), (900, 900))
@@ -125,7 +126,7 @@ def test_logits_are_the_mean_over_the_windows_of_each_image(embedded, monkeypatc
 
 def test_an_engine_that_runs_the_chain_in_one_piece_is_a_sentence(embedded, monkeypatch):
     engine = FakeEngine()
-    monkeypatch.setattr(engines, "ENGINES", (engine,))
+    use_engines(monkeypatch, engine)
     with pytest.raises(EngineError, match=r"fake runs the chain in one piece .* choose another engine"):
         Detector.load(embedded, crops=4)
     assert engine.closed == 1
@@ -142,7 +143,7 @@ def test_one_window_changes_no_bit_and_several_change_the_answer(embedded, rocke
     assert single.logits != many.logits == again.logits
 
 
-@pytest.mark.parametrize("engine", engines.ENGINES, ids=lambda engine: engine.name)
+@pytest.mark.parametrize("engine", registry.ENGINES, ids=lambda engine: engine.name)
 def test_a_window_alone_gives_the_bits_of_the_chain(embedded, photos, engine):
     bundle = open_bundle(embedded)
     reason = engine.why_not(bundle, EngineOptions(threads=2))
@@ -170,7 +171,7 @@ def calibrated(embedded, tmp_path, crops):
 
 
 def test_a_bundle_remembers_its_windows_and_uses_them(embedded, tmp_path, monkeypatch, rocket):
-    monkeypatch.setattr(engines, "ENGINES", (Windows(),))
+    use_engines(monkeypatch, Windows())
     bundle = calibrated(embedded, tmp_path, 4)
     assert json.loads((bundle.path / "manifest.json").read_text())["decision"]["crops"] == 4
     with Detector.load(bundle.path) as detector:
@@ -201,7 +202,7 @@ def test_only_a_calibrated_decision_has_windows(fields):
 
 
 def test_scores_of_other_windows_do_not_count_and_old_ones_do(embedded, monkeypatch):
-    monkeypatch.setattr(engines, "ENGINES", (Windows(),))
+    use_engines(monkeypatch, Windows())
     with Detector.load(embedded) as detector:
         one = detector.info.provenance
     assert scorer_key(one) == scorer_key(dataclasses.replace(one, crops=1))

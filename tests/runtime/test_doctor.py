@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lare2_rt import engines
+from lare2_rt.engines import registry
 from lare2_rt.engines.cache.cache import CompiledCache
 from lare2_rt.engines.cache.entry import Recipe
 from lare2_rt.engines.onnxruntime_gpu import engine as onnxruntime_gpu
@@ -55,7 +55,7 @@ def bad(findings):
 
 
 def opened(monkeypatch, name, limit=60.0):
-    monkeypatch.setattr(engines, "ENGINES", tuple(engine for engine in engines.ENGINES if engine.name == name))
+    monkeypatch.setattr(registry, "ENGINES", tuple(engine for engine in registry.ENGINES if engine.name == name))
     return list(check_engines(limit=limit, progress=lambda words: None))
 
 
@@ -358,7 +358,7 @@ class TestCache:
         assert only(findings, "damaged").remedy == "lare2-rt cache clear"
 
     def test_what_an_installed_engine_compiled_is_not_stale(self, folder):
-        for engine in engines.ENGINES:
+        for engine in registry.ENGINES:
             if engine.version is not None:
                 recipe = Recipe(engine.name, engine.version, "mini", {}, 100)
                 CompiledCache().open(recipe, lambda place: (place / "x").write_bytes(b"x")).close()
@@ -406,7 +406,7 @@ class TestDecoding:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def quick(self, monkeypatch):
-        monkeypatch.setattr(engines, "ENGINES", engines.ENGINES[:1])
+        monkeypatch.setattr(registry, "ENGINES", registry.ENGINES[:1])
 
     def test_healthy(self, command):
         code, out, said = command("doctor")

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lare2_rt import Detector, EngineError, engines
+from lare2_rt import Detector, EngineError
 from lare2_rt.bundle.noise import draw_noise
 from lare2_rt.bundle.opening import open_bundle
-from lare2_rt.engines import ENGINES
 from lare2_rt.engines.contract import EngineOptions
 from lare2_rt.engines.difference import difference
+from lare2_rt.engines.registry import ENGINES
 from lare2_rt.engines.selection import load_engine, open_engine, select_engine
 from lare2_rt.host.machine import processors
 from lare2_rt.pixels.preprocess import Pixels, preprocess
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 from tests.helpers.processes import environment
 
 pytestmark = pytest.mark.usefixtures("every_core")
@@ -203,7 +203,7 @@ def test_calls_to_an_engine_take_turns(embedded, photos, monkeypatch):
         time.sleep(0.005)
         inside.remove(call)
 
-    monkeypatch.setattr(engines, "ENGINES", (FakeEngine(script),))
+    use_engines(monkeypatch, FakeEngine(script))
     with Detector.load(embedded) as detector:
         workers = [threading.Thread(target=detector.detect, args=(photos[0],)) for _ in range(8)]
         for worker in workers:
@@ -283,7 +283,7 @@ class TestUnstableRows:
     @pytest.fixture
     def fake(self, monkeypatch):
         fake = FakeEngine(position_stable=False)
-        monkeypatch.setattr(engines, "ENGINES", (fake, *ENGINES))
+        use_engines(monkeypatch, fake, *ENGINES)
         return fake
 
     def test_a_batch_is_refused(self, fake, bundle):

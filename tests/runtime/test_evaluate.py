@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from lare2_rt import Detector, engines
+from lare2_rt import Detector
 from lare2_rt.bundle.locate import embedded_bundle
 from lare2_rt.errors import EngineError
 from lare2_rt.tools.datasets.build import build_index
@@ -23,7 +23,7 @@ from lare2_rt.tools.evaluation.items import select
 from lare2_rt.tools.evaluation.scorer import DetectorScorer
 from lare2_rt.tools.evaluation.store import ScoreStore, score
 from lare2_rt.tools.evaluation.summary import METRICS
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 from tests.helpers.labelled import run_command, write_set
 from tests.helpers.processes import environment
 from tests.helpers.tampering import read_manifest, reseal
@@ -166,9 +166,9 @@ import sys
 for name in ("torch", "lare2_ref", "lare2_export", "diffusers", "transformers", "open_clip", "sklearn"):
     sys.modules[name] = None
 from fake_engine import FakeEngine
-from lare2_rt import engines
+from lare2_rt.engines import registry
 from lare2_rt.cli import main
-engines.ENGINES = (FakeEngine(),)
+registry.ENGINES = (entry(FakeEngine()),)
 for line in sys.stdin.read().splitlines():
     sys.argv = ["lare2-rt", *line.split()]
     try:
@@ -252,7 +252,7 @@ def test_torn_and_foreign_lines_are_scored_again(evaluate, labelled, fake, tmp_p
 def test_corrupted_images_are_scored_anew(engine, embedded, photos, tmp_path, monkeypatch):
     """LaRE and all else is computed from the corrupted pixels, and stored apart from the clean scores."""
     if engine == "fake":
-        monkeypatch.setattr(engines, "ENGINES", (FakeEngine(),))
+        use_engines(monkeypatch, FakeEngine())
     for name, photo in zip(("a", "b"), photos, strict=False):
         shutil.copy(photo, tmp_path / f"{name}{photo.suffix}")
     (tmp_path / "list.txt").write_text("".join(f"{p.name} {i % 2}\n" for i, p in enumerate(sorted(tmp_path.iterdir()))))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lare2_rt import Detector, UsageError, engines
+from lare2_rt import Detector, UsageError
 from lare2_rt.detection import DecisionRule
 from lare2_rt.errors import OutputError
 from lare2_rt.tools.evidence.band import decimals, zones
@@ -25,7 +25,7 @@ from lare2_rt.tools.evidence.panel import HEIGHT, WIDTH, attention_tile, lare_ti
 from lare2_rt.tools.evidence.record import evidence_of, pack, unpack, without_arrays
 from lare2_rt.tools.evidence.scale import SHARE, Scale, Scales, Spread, run_scales
 from lare2_rt.tools.evidence.text import drawable, fitted, font
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def fake(monkeypatch):
         output.attention[:] = 0.5 / 196
         output.attention.reshape(-1, 8, 14, 14)[:, :, 7:, 7:] = 2.0 / 196
 
-    monkeypatch.setattr(engines, "ENGINES", (FakeEngine(script),))
+    use_engines(monkeypatch, FakeEngine(script))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_maps_lie_where_the_branches_looked(detector, size):
 def test_each_window_of_a_mosaic_is_at_its_place(embedded, monkeypatch):
     from tests.runtime.test_crops import Windows
 
-    monkeypatch.setattr(engines, "ENGINES", (Windows(),))
+    use_engines(monkeypatch, Windows())
     canvas = np.zeros((600, 900, 3), np.uint8)
     canvas[:, 600:] = 255
     with Detector.load(embedded, keep_views=True, crops=9) as detector:
@@ -313,7 +313,7 @@ def test_interrupted_runs_say_what_is_missing(tmp_path, photos):
         "def script(call, output):\n"
         "    if call == 3:\n"
         "        import os, signal; os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2)\n"
-        "engines.ENGINES = (FakeEngine(script),)\n"
+        "registry.ENGINES = (entry(FakeEngine(script)),)\n"
         "from lare2_rt.cli import main\n"
         "main()\n"
     )

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lare2_rt import Detector, EngineError, UsageError, engines
+from lare2_rt import Detector, EngineError, UsageError
 from lare2_rt.tools.datasets.build import build_index
 from lare2_rt.tools.datasets.table import write_index
 from lare2_rt.tools.features.extract import Extraction, ExtractOptions
 from lare2_rt.tools.features.reader import open_features
 from lare2_rt.tools.features.sources import sources_of
 from tests.conftest import PHOTOS
+from tests.fakes.engine import use_engines
 from tests.helpers.commands import without_privileges
 from tests.helpers.extract_child import MapEngine
 from tests.helpers.image_sets import here, picture, snapshot, tree
@@ -44,7 +45,7 @@ def photos(tmp_path):
 @pytest.fixture
 def fake(monkeypatch):
     engine = MapEngine()
-    monkeypatch.setattr(engines, "ENGINES", (engine,))
+    use_engines(monkeypatch, engine)
     return engine
 
 

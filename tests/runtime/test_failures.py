@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from lare2_rt import Detector, EngineError, engines
-from lare2_rt.engines import ENGINES
-from tests.fakes.engine import FakeEngine
+from lare2_rt import Detector, EngineError
+from lare2_rt.engines import registry
+from lare2_rt.engines.registry import ENGINES
+from tests.fakes.engine import FakeEngine, use_engines
 from tests.helpers.commands import FORMATS, listing, records, sentences
 
 
@@ -87,7 +88,7 @@ class TestEngines:
     def test_a_named_engine_never_falls_back(self, embedded, monkeypatch):
         absent = FakeEngine(name="absent", why_not="it is not installed: pip install absent")
         present = FakeEngine(name="present")
-        monkeypatch.setattr(engines, "ENGINES", (absent, present))
+        use_engines(monkeypatch, absent, present)
         with pytest.raises(EngineError, match="no usable engine: absent: it is not installed: pip install absent"):
             Detector.load(embedded, engine="absent")
         with Detector.load(embedded) as detector:
@@ -101,7 +102,7 @@ class TestEngines:
         (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.0\n")
         monkeypatch.syspath_prepend(tmp_path)
         assert importlib.metadata.version("onnxruntime-gpu") == "1.0"
-        monkeypatch.setattr(engines, "ENGINES", [each for each in ENGINES if each.name == "onnxruntime"])
+        monkeypatch.setattr(registry, "ENGINES", [each for each in ENGINES if each.name == "onnxruntime"])
         for engine in ("auto", "onnxruntime"):
             with pytest.raises(EngineError, match="both installed and overwrite each other: pip uninstall -y"):
                 Detector.load(embedded, engine=engine)
@@ -122,7 +123,7 @@ class TestEngines:
     def test_why_others_are_not_used(self, command, small, monkeypatch):
         absent = [FakeEngine(name="one", why_not="it is not installed: pip install one")]
         absent.append(FakeEngine(name="two", why_not="it needs \x1b[31ma GPU\n"))
-        monkeypatch.setattr(engines, "ENGINES", (*absent, FakeEngine(name="three"), FakeEngine(name="four")))
+        use_engines(monkeypatch, *absent, FakeEngine(name="three"), FakeEngine(name="four"))
         told = [
             "engine one is not used: it is not installed: pip install one",
             "engine two is not used: it needs \\x1b[31ma GPU\\n",

@@ -181,7 +181,7 @@ def test_nothing_is_reported(embedded, tmp_path):
     (tmp_path / "hook/sitecustomize.py").write_text(HOOK)
     watched = environment(tmp_path / "hook", HOME=home, WATCHED=tmp_path / "log", LARE2_CACHE=tmp_path / "cache")
     code = (
-        "import sys; from lare2_rt.bundle.opening import open_bundle; from lare2_rt.engines import EngineOptions, load_engine\n"
+        "import sys; from lare2_rt.bundle.opening import open_bundle; from lare2_rt.engines.contract import EngineOptions\n"
         "from lare2_rt.engines.openvino.engine import OpenVinoEngine\n"
         "load_engine(OpenVinoEngine(), open_bundle(sys.argv[1]), EngineOptions(threads=1)).close()"
     )

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from lare2_rt import EngineError, engines
+from lare2_rt import EngineError
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.engines.contract import EngineOptions
 from lare2_rt.engines.difference import difference
@@ -17,7 +17,7 @@ from lare2_rt.errors import BundleError
 from lare2_rt.host import machine
 from lare2_rt.pixels.preprocess import preprocess
 from lare2_rt.pixels.procedural import procedural_pictures
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ class TestOnce:
         return Answering(bundle, change)
 
     def open(self, engine, bundle, options, monkeypatch, name="fake"):
-        monkeypatch.setattr(engines, "ENGINES", (engine,))
+        use_engines(monkeypatch, engine)
         return open_engine(name, bundle, options)
 
     def test_checked_at_first_use_only(self, bundle, options, monkeypatch):
@@ -172,7 +172,7 @@ class TestOnce:
     def test_a_failure_in_auto_leads_to_the_next(self, bundle, options, wrong, monkeypatch):
         options, lines = options
         other = FakeEngine(name="other")
-        monkeypatch.setattr(engines, "ENGINES", (wrong, other))
+        use_engines(monkeypatch, wrong, other)
         running, rejected = open_engine("auto", bundle, options)
         assert running is other
         assert [(r.name, "self-check" in r.reason) for r in rejected] == [("fake", True)]
@@ -249,7 +249,7 @@ def test_the_answers_in_the_bundle_are_those_of_the_reference(bundle):
 def test_selection_reads_the_record(bundle, tmp_path, monkeypatch):
     """``select_engine`` alone, as others use it, knows of a failure too."""
     engine = Answering(bundle)
-    monkeypatch.setattr(engines, "ENGINES", (engine,))
+    use_engines(monkeypatch, engine)
     options = EngineOptions(threads=1, cache=tmp_path)
     assert select_engine("fake", bundle, options) == (engine, ())
     failed = replace(check_engine(opened(engine, bundle), bundle), passed=False, lare=0.5)

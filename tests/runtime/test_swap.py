@@ -16,13 +16,13 @@ from types import SimpleNamespace
 import pytest
 
 from lare2_export.build.staging import BuildError, Staging
-from lare2_rt import Detector, engines
+from lare2_rt import Detector
 from lare2_rt.bundle.locate import locate_bundle
 from lare2_rt.cli import main
 from lare2_rt.errors import BundleError
 from lare2_rt.host import rename
 from lare2_rt.host import replace_folder as swap
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, use_engines
 
 KNOWN = ("renameat2", "links", "neither")
 OLD = ".engines.old-0123abcd"
@@ -260,7 +260,7 @@ class TestRestore:
 
     @pytest.mark.parametrize("way", ["named", "LARE2_BUNDLE", "./engines"])
     def test_the_next_run_puts_it_back_and_says_so(self, killed, command, rocket, monkeypatch, way):
-        monkeypatch.setattr(engines, "ENGINES", (FakeEngine(),))
+        use_engines(monkeypatch, FakeEngine())
         if way == "LARE2_BUNDLE":
             monkeypatch.setenv("LARE2_BUNDLE", str(killed))
         arguments = ["--bundle", killed] if way == "named" else []

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lare2_rt import engines
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.opening import open_bundle
+from lare2_rt.engines import registry, selection
 from lare2_rt.engines.cache.build import CompiledChain
 from lare2_rt.engines.cache.entry import Recipe
 from lare2_rt.engines.contract import EngineOptions
@@ -28,6 +28,7 @@ from lare2_rt.errors import EngineError
 from lare2_rt.host.integrity import cache_folder
 from lare2_rt.pixels.preprocess import preprocess
 from tests.fakes.cuda import FakeCuda
+from tests.fakes.engine import use_engines
 from tests.fakes.tensorrt import FakeTensorRt, plan_of
 
 GPU = Gpu("Imaginary 9000", "8.9", 13000, 13050)
@@ -52,9 +53,9 @@ def world(monkeypatch, bundle, tmp_path):
         world.built.append(component)
         target.write_bytes(plan_of(bundle, variant, component))
 
-    monkeypatch.setattr(module, "installed_version", lambda name: world.versions.get(name))
+    monkeypatch.setattr(registry, "installed_version", lambda name: world.versions.get(name))
     monkeypatch.setattr(module, "current_gpu", lambda: world.current_gpu())
-    monkeypatch.setattr(engines, "_SHORT_ROUNDS", 3)
+    monkeypatch.setattr(selection, "_SHORT_ROUNDS", 3)
     monkeypatch.setattr(module, "import_runtime", lambda: world.cuda)
     real = importlib.import_module
     monkeypatch.setattr(
@@ -144,7 +145,7 @@ def test_a_build_chooses_options_and_a_run_finds_its_plans(world, bundle):
 def test_a_build_is_checked_timed_and_then_chosen(world, bundle, monkeypatch):
     """Parity and a short benchmark are stored; ``auto`` goes by them, and never takes what failed."""
     engine, cpu = TensorRtEngine(), engine_named("onnxruntime")
-    monkeypatch.setattr(engines, "ENGINES", (cpu, engine))
+    use_engines(monkeypatch, cpu, engine)
     assert select_engine("auto", bundle, OPTIONS)[0] is cpu
     record = prepare_engine("tensorrt", bundle, OPTIONS)
     assert record.check.passed

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lare2_rt import engines
-
-FOLDER = Path(engines.__file__).parent
-SOURCES = sorted(FOLDER.glob("tensorrt*.py"))
+FOLDER = Path(registry.__file__).parent
+SOURCES = sorted(FOLDER.glob("tensorrt/*.py"))
 # What our code calls things, and what they are.
 CLASSES = {
     "builder": "Builder",

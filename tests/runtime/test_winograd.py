@@ -14,12 +14,6 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.conftest import ROOT
-from tests.fakes.engine import facts_of_the_cache, need_engine
-from tests.helpers.written_network import CHANNELS, Network, block
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 from benchmarks.throughput.layers import clock, measure, single, variations
 from lare2_rt import Detector, EngineError
 from lare2_rt.bundle.opening import open_bundle
@@ -36,6 +30,8 @@ from lare2_rt.engines.winograd.layers import Choice, Layer, layers_of
 from lare2_rt.engines.winograd.rewrite import rewrite
 from lare2_rt.engines.winograd.transforms import transforms
 from lare2_rt.pixels.preprocess import preprocess
+from tests.fakes.engine import facts_of_the_cache, need_engine
+from tests.helpers.written_network import CHANNELS, Network, block
 
 pytestmark = pytest.mark.usefixtures("every_core")
 

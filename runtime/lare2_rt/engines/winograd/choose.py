@@ -1,6 +1,6 @@
 """How each convolution of a graph is computed: by a rule that was measured once, under a budget of memory.
 
-``python -m benchmarks.throughput --profile`` times every shape of SD 1.5 in every way; its table stands in docs/cpu.md. It is
+``python -m benchmarks.throughput --profile`` times every shape of SD 1.5 in every way; docs/cpu.md has the table. It is
 a rule and not a measurement of every machine, because a bundle must give the same bits when it is compiled again.
 """
 
