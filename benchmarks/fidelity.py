@@ -1,40 +1,37 @@
-#!/usr/bin/env python3
 """How faithful every engine is on real photographs, component by component, against the reference.
 
     python -m benchmarks.fidelity --model-synthetic sd15 --images DIR [--limit 32] [--engines A,B]
 
-No speed is measured here; throughput.py has a few photographs beside every time, this has many. Writes a JSON report;
-benchmarks/render/__main__.py turns it into the table of docs/cpu.md. A run that was ended goes on where it stopped.
+No speed is measured here; the throughput benchmark has a few photographs beside every time, this has many. Writes a
+JSON report; ``benchmarks.render`` turns it into the table of docs/cpu.md. A run that was ended goes on where it
+stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput import options as throughput_options
-from benchmarks.throughput.__main__ import say
+from benchmarks.common.command import RESULTS, run_command, say, write_report
+from benchmarks.common.kept import kept_images
+from benchmarks.common.resident import FailedError, RefusedError
 from benchmarks.throughput.builds import Builder
 from benchmarks.throughput.measure import ImageArrays, compare
-from benchmarks.throughput.probe import machine_facts, now
-from benchmarks.throughput.process import FailedError, RefusedError
-from benchmarks.throughput.rows import BUILDS, Build
-from benchmarks.throughput.session import identity_of, prepare_bundle
-from benchmarks.throughput.setup import HERE, PREDICTIONS, TRUTH, Setup, load_arrays, packages
+from benchmarks.throughput.options import add_setup_options, find_images, setup_of
+from benchmarks.throughput.rows import BUILDS, ENGINES, Build, here, predictions
+from benchmarks.throughput.session import header, prepare_bundle
+from benchmarks.throughput.setup import PREDICTIONS, TRUTH, Setup
 from lare2_rt.detection import DecisionRule
 from lare2_rt.engines.registry import entry_of
-from lare2_rt.errors import Lare2Error, UsageError
-from lare2_rt.host.atomic import atomic_text, check_target
+from lare2_rt.errors import UsageError
+from lare2_rt.host.atomic import check_target
 from lare2_rt.host.integrity import sha256_of
 
 SCHEMA = "lare2-rt/fidelity/1"
-# What a CPU can run; GPUs are held against the reference by docs/gpu.md's own commands.
-DEFAULT = ("onnxruntime", "winograd", "openvino")
 # What the default of every engine has to keep, relative L2, and the logit in its standard deviations.
 LIMITS = {"latent": 3e-4, "noise_prediction": 3e-4, "lare": 1e-3}
 LOGIT_LIMIT = 1e-2
@@ -44,33 +41,23 @@ LEAST_SPREAD = 1e-2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; exit code 0 within the limits, 1 outside or failed, 2 when nothing could start."""
-    try:
-        given = parser().parse_args(arguments)
-        report = run(given)
-    except Lare2Error as error:
-        print(f"fidelity: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("fidelity: interrupted; finished engines are kept, run the same command again", file=sys.stderr)
-        return 130
-    for name, entry in report["engines"].items():
+    rest = "finished engines are kept, run the same command again"
+    return run_command("fidelity", lambda: _overview(run(parser().parse_args(arguments))), interrupted=rest)
+
+
+def _overview(report: dict[str, Any]) -> int:
+    engines = report["engines"]
+    for name, entry in engines.items():
         print(f"{name:14}{entry['reason'] if 'reason' in entry else 'within' if entry['passed'] else 'OUTSIDE'}")
-    return 0 if all(entry.get("passed", "reason" in entry) for entry in report["engines"].values()) else 1
+    return 0 if all(entry.get("passed", "reason" in entry) for entry in engines.values()) else 1
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser: throughput.py's options for the model, without those of its rows."""
-    result = argparse.ArgumentParser(prog="fidelity.py", description=__doc__.splitlines()[0])
-    model = result.add_mutually_exclusive_group()
-    model.add_argument("--model", default="mini", help="model folder, or mini (default: %(default)s)")
-    model.add_argument("--model-synthetic", choices=["sd15"], help="seeded random weights of this geometry instead")
-    result.add_argument("--bundle", type=Path, help="its bundle (default: mini's embedded one; others are built)")
+    """Return the parser: the throughput benchmark's options for the model, without those of its rows."""
+    result = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=__doc__.splitlines()[0])
+    add_setup_options(result, "fidelity", images=32)
     result.add_argument("--images", type=Path, required=True, help="folder of photographs, searched recursively")
-    result.add_argument("--limit", type=int, default=32, help="images taken, evenly spread (default: %(default)s)")
-    result.add_argument("--engines", default=",".join(DEFAULT), help="names separated by commas (default: %(default)s)")
-    result.add_argument("--threads", type=int, help="CPU threads (default: all that this process may use)")
-    result.add_argument("--work", type=Path, help="folder of what is built, as for throughput.py")
-    result.add_argument("--out", type=Path, help="report (default: benchmarks/results/fidelity-MODEL.json)")
+    result.add_argument("--engines", default=",".join(ENGINES), help="names separated by commas (default: %(default)s)")
     return result
 
 
@@ -80,25 +67,24 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     for name in names:
         entry_of(name)
     if given.limit < 2:
-        raise UsageError("--limit must be at least 2: the logit is judged by its spread over the images")
-    setup = throughput_options.setup_of(given, throughput_options.find_images([given.images], given.limit))
+        raise UsageError("the logit is judged by its spread over the images", remedy="set --limit to at least 2")
+    setup = setup_of(given, find_images([given.images], given.limit))
     Path(setup.work).mkdir(parents=True, exist_ok=True)
     prepare_bundle(setup, say)
-    out = given.out or HERE / "results" / f"fidelity-{setup.opened().manifest.model.name}.json"
+    out = given.out or RESULTS / f"fidelity-{setup.opened().manifest.model.name}.json"
     check_target(out, overwrite=True)
     report = measure(setup, names, say)
-    with atomic_text(out) as stream:
-        stream.write(json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_report(out, report)
     say(f"wrote {out}")
     return report
 
 
 def measure(setup: Setup, names: Sequence[str], report: Callable[[str], None]) -> dict[str, Any]:
     """Return the report; each engine is kept like a build. Raises RefusedError or FailedError for the reference."""
-    identity, started = identity_of(setup), now()
-    builder = Builder(setup, BUILDS | builds(names), identity=identity, report=report)
+    begin = header(setup, SCHEMA)
+    builder = Builder(setup, BUILDS | builds(names), identity=begin["identity"], report=report)
     prepared = builder.get("fidelity-reference").result
-    truth = load_arrays(setup.folder("fidelity-reference") / TRUTH)
+    truth = kept_images(setup.folder("fidelity-reference") / TRUTH)
     engines: dict[str, Any] = {}
     manifest = setup.opened().manifest
     for name in names:
@@ -108,18 +94,12 @@ def measure(setup: Setup, names: Sequence[str], report: Callable[[str], None]) -
             report(f"{name}: {error}")
             engines[name] = {"reason": str(error).replace(setup.work, "the work folder")}
             continue
-        found = load_arrays(setup.folder(f"fidelity-{name}") / PREDICTIONS)
+        found = kept_images(setup.folder(f"fidelity-{name}") / PREDICTIONS)
         entry = compare(found, truth, prepared["logit_standard_deviation"])
         flips = flipped(found, truth, manifest.rule)
         engines[name] = {**facts, "fidelity": entry, "flips": flips, "passed": passes(entry) and not flips}
     return {
-        "schema": SCHEMA,
-        "model": manifest.model.name,
-        "identity": identity,
-        "started": started,
-        "machine": machine_facts(setup.threads),
-        "packages": packages(),
-        "method": {"ensemble": manifest.method.ensemble, "image_size": manifest.method.image_size},
+        **begin,
         # Hashes and not names: the photographs are the user's own.
         "images": [sha256_of(Path(path)) for path in setup.images],
         "limits": {**LIMITS, "logit": LOGIT_LIMIT},
@@ -149,12 +129,8 @@ def passes(entry: dict[str, Any]) -> bool:
 
 def builds(names: Sequence[str]) -> dict[str, Build]:
     """Return what is computed once for these photographs: the reference, and every engine."""
-    ours = replace(BUILDS["predictions-onnxruntime"], aid=False)
-    reference = replace(
-        BUILDS["reference"], function="benchmarks.throughput.reference:true_arrays", arguments=("fidelity-reference",)
-    )
-    engines = {f"fidelity-{name}": replace(ours, arguments=(name, f"fidelity-{name}")) for name in names}
-    return {"fidelity-reference": reference, **engines}
+    truth = replace(BUILDS["reference"], function=here("reference:true_arrays"), arguments=("fidelity-reference",))
+    return {"fidelity-reference": truth, **{f"fidelity-{n}": predictions(n, f"fidelity-{n}") for n in names}}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Record what the PyTorch reference gives on seeded weights, for comparison on machines with a GPU.
 
     python -m benchmarks.gpu_reference [--model seeded-mini | --model synthetic-sd15] [--out FILE]
@@ -25,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common.command import run_command
 from lare2_rt.bundle.opening import Bundle
 from lare2_rt.engines.difference import difference
-from lare2_rt.errors import BundleError, Lare2Error
+from lare2_rt.errors import BundleError
 from lare2_rt.host.atomic import write_bytes
 from lare2_rt.pixels.procedural import procedural_pictures
 
@@ -89,10 +89,12 @@ def load(path: Path) -> Reference:
             arrays = {name: stored[name] for name in OUTPUTS}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(
-            f"{path} holds no recorded answers ({error})", remedy="record them with benchmarks/gpu_reference.py"
+            f"{path} holds no recorded answers ({error})", remedy="record them with python -m benchmarks.gpu_reference"
         ) from error
     if facts.get("schema") != SCHEMA:
-        raise BundleError(f"{path} is of another version", remedy="record it again with benchmarks/gpu_reference.py")
+        raise BundleError(
+            f"{path} is of another version", remedy="record it again with python -m benchmarks.gpu_reference"
+        )
     return Reference(facts, arrays)
 
 
@@ -134,24 +136,12 @@ def record(sources: ModelSources) -> Reference:
     for number, picture in enumerate(procedural_pictures()):
         pixels = reference.pixels(picture)
         output = reference(*(torch.from_numpy(part.copy())[None] for part in (pixels.image, pixels.crop)))
-        of_picture = {
-            "latent": output.lare.latent,
-            "lare": output.lare.lare,
-            "embedding": output.clip.embedding,
-            "logits": output.egre.logits,
-        }
-        for name, tensor in of_picture.items():
+        tensors = (output.lare.latent, output.lare.lare, output.clip.embedding, output.egre.logits)
+        for name, tensor in zip(OUTPUTS, tensors, strict=True):
             found[name].append(tensor[0].numpy())
-        print(f"picture {number + 1}: logits {of_picture['logits'][0].tolist()}", file=sys.stderr, flush=True)
-    method = {
-        "timestep": options.timestep,
-        "ensemble": options.ensemble,
-        "prompt": options.prompt,
-        "noise_seed": options.noise_seed,
-        "image_size": options.image_size,
-        "crop_size": reference.crop_size,
-        "prediction_type": geometry.prediction_type,
-    }
+        print(f"picture {number + 1}: logits {output.egre.logits[0].tolist()}", file=sys.stderr, flush=True)
+    method = {name: getattr(options, name) for name in METHOD if hasattr(options, name)}
+    method |= {"crop_size": reference.crop_size, "prediction_type": geometry.prediction_type}
     facts = {
         "schema": SCHEMA,
         "model": sources.name,
@@ -171,21 +161,26 @@ def save(path: Path, reference: Reference) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; exit code 2 when nothing was recorded."""
-    from lare2_ref.quiet import quieten_libraries
+    given = parser().parse_args(arguments)
+    return run_command("gpu_reference", lambda: _record(given))
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="seeded weights (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/reference/MODEL.npz")
-    given = parser.parse_args(arguments)
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    result = argparse.ArgumentParser(prog="python -m benchmarks.gpu_reference", description=__doc__.splitlines()[0])
+    result.add_argument("--model", choices=MODELS, default=MODELS[0], help="seeded weights (default: %(default)s)")
+    result.add_argument("--out", type=Path, help="default: benchmarks/reference/MODEL.npz")
+    return result
+
+
+def _record(given: argparse.Namespace) -> int:
+    from lare2_ref import quieten_libraries
+
     quieten_libraries()
     target = given.out or FOLDER / f"{given.model}.npz"
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            save(target, record(model_sources(given.model, Path(work))))
-    except Lare2Error as error:
-        print(f"gpu_reference: {error}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as work:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save(target, record(model_sources(given.model, Path(work))))
     print(target)
     return 0
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """What TensorRT's parser makes of a bundle's half-precision graphs; needs no GPU.
 
     python -m benchmarks.tensorrt_parse --bundle DIR [--library tensorrt_rtx] [--out FILE]
@@ -20,11 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.command import run_command, write_report
 from lare2_rt.bundle.manifest import COMPONENTS, ComponentName
 from lare2_rt.bundle.opening import Bundle, open_bundle
 from lare2_rt.engines.tensorrt.plan import Messages, make_logger
-from lare2_rt.errors import EngineError, Lare2Error
-from lare2_rt.host.atomic import atomic_text, check_target
+from lare2_rt.errors import EngineError
+from lare2_rt.host.atomic import check_target
 
 SCHEMA = "lare2-rt/tensorrt-parse/1"
 # Layers whose precision decides speed; the pool of CLIP and what lies around the networks compute in float32.
@@ -33,23 +33,26 @@ _ARITHMETIC = ("CONVOLUTION", "MATRIX_MULTIPLY", "NORMALIZATION")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, required=True, help="a bundle that was built with --half")
-    parser.add_argument("--library", choices=("tensorrt_rtx", "tensorrt"), default="tensorrt_rtx")
-    parser.add_argument("--out", type=Path, help="write the report here as well")
-    given = parser.parse_args(arguments)
-    try:
-        if given.out is not None:
-            check_target(given.out, overwrite=True)
-        report = parse_all(given.library, open_bundle(given.bundle))
-        content = json.dumps(report, indent=1, sort_keys=True) + "\n"
-        if given.out is not None:
-            with atomic_text(given.out) as stream:
-                stream.write(content)
-    except Lare2Error as error:
-        print(f"tensorrt_parse: {error}", file=sys.stderr)
-        return 2
-    print(content, end="")
+    given = parser().parse_args(arguments)
+    return run_command("tensorrt_parse", lambda: _parse(given))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    result = argparse.ArgumentParser(prog="python -m benchmarks.tensorrt_parse", description=__doc__.splitlines()[0])
+    result.add_argument("--bundle", type=Path, required=True, help="a bundle that was built with --half")
+    result.add_argument("--library", choices=("tensorrt_rtx", "tensorrt"), default="tensorrt_rtx")
+    result.add_argument("--out", type=Path, help="write the report here as well")
+    return result
+
+
+def _parse(given: argparse.Namespace) -> int:
+    if given.out is not None:
+        check_target(given.out, overwrite=True)
+    report = parse_all(given.library, open_bundle(given.bundle))
+    if given.out is not None:
+        write_report(given.out, report)
+    print(json.dumps(report, indent=1, sort_keys=True))
     return 0 if report["passed"] else 1
 
 

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """A true half-precision run of the modules behind the fp16 graphs, by torch's own kernels, on one photograph.
 
     python -m benchmarks.true_half --image FILE [--model DIR | --synthetic sd15] [--ensemble 1] [--out FILE]
 
-Builds measure half precision by rounding every value (``lare2_export/graph/rounding.py``). This is the check of that check:
+Builds measure half precision by rounding every value (``lare2_export/graph/half.py``). This is the check of that check:
 the same modules in torch.float16. A CPU runs half-precision convolutions hundreds of times slower than float32 ones, so
 at Stable Diffusion's size one image with one noise draw takes about a quarter of an hour.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
-import json
 import sys
 import time
 from pathlib import Path
@@ -22,19 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.parity import cpu_name
+from benchmarks.common.command import add_model_options, model_of, run_command, write_report
 from lare2_export.build.options import BuildOptions
 from lare2_export.build.plan import plan_geometry
 from lare2_export.components import COMPONENTS, Component
 from lare2_export.graph.prepare import prepare
-from lare2_ref.quiet import quieten_libraries
-from lare2_ref.sources import ModelSources, default_model_folder, open_model_folder
-from lare2_ref.synthetic import synthetic
+from lare2_ref import quieten_libraries
+from lare2_ref.sources import ModelSources
 from lare2_rt.bundle.noise import draw_noise
 from lare2_rt.engines.difference import difference
-from lare2_rt.errors import Lare2Error
-from lare2_rt.host.atomic import atomic_text
-from lare2_rt.host.machine import available_threads
+from lare2_rt.host.machine import available_threads, cpu_facts
 from lare2_rt.pixels.preprocess import preprocess
 
 # What of the chain is compared; the noise prediction is shown because LaRE squares it.
@@ -44,33 +39,35 @@ Tensors = dict[str, Tensor]
 
 def main() -> int:
     """Run from the command line; exit code 0 within the fp16 tolerances, 1 outside, 2 when nothing was measured."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", type=Path, required=True, help="a photograph")
-    parser.add_argument("--model", type=Path, default=default_model_folder(), help="model folder (default: mini)")
-    parser.add_argument("--synthetic", choices=["sd15"], help="instead of --model: these seeded weights")
-    parser.add_argument("--ensemble", type=int, default=1, help="noise draws (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/true-half.json"))
-    options = parser.parse_args()
+    given = parser().parse_args()
     quieten_libraries()
     torch.set_num_threads(available_threads())
-    try:
-        sources = synthetic(options.synthetic) if options.synthetic else open_model_folder(options.model)
-        report = run(sources, options.image, ensemble=options.ensemble)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_text(options.out) as stream:
-            stream.write(json.dumps(report, indent=2, sort_keys=True) + "\n")
-    except Lare2Error as error:
-        print(f"true_half: {error}", file=sys.stderr)
-        return 2
-    print(", ".join(f"{name} {entry['relative_l2']:.1e}" for name, entry in report["outputs"].items()), options.out)
+    return run_command("true_half", lambda: _measure(given))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    result = argparse.ArgumentParser(prog="python -m benchmarks.true_half", description=__doc__.splitlines()[0])
+    result.add_argument("--image", type=Path, required=True, help="a photograph")
+    add_model_options(result)
+    result.add_argument("--ensemble", type=int, default=1, help="noise draws (default: %(default)s)")
+    result.add_argument("--out", type=Path, default=Path("benchmarks/results/true-half.json"))
+    return result
+
+
+def _measure(given: argparse.Namespace) -> int:
+    report = run(model_of(given), given.image, ensemble=given.ensemble)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    write_report(given.out, report, indent=2)
+    print(", ".join(f"{name} {entry['relative_l2']:.1e}" for name, entry in report["outputs"].items()), given.out)
     return 0 if report["passed"] else 1
 
 
 @torch.no_grad()
 def run(sources: ModelSources, image: Path, *, ensemble: int) -> dict[str, Any]:
     """Run the chain in float32 and in half on one image; one network is in memory at a time."""
-    geometry = plan_geometry(sources, BuildOptions(ensemble=ensemble))
     options = BuildOptions(ensemble=ensemble)
+    geometry = plan_geometry(sources, options)
     pixels = preprocess(image, options.policy, image_size=geometry.image_size, crop_size=geometry.crop_size)
     noise = draw_noise(options.noise_seed, ensemble, geometry.latent)
     given = {
@@ -104,7 +101,7 @@ def run(sources: ModelSources, image: Path, *, ensemble: int) -> dict[str, Any]:
         "image": hashlib.sha256(image.read_bytes()).hexdigest(),
         "outputs": outputs,
         "seconds": seconds,
-        "machine": {"cpu": cpu_name(), "threads": available_threads(), "torch": torch.__version__},
+        "machine": {"cpu": cpu_facts()["cpu"], "threads": available_threads(), "torch": torch.__version__},
     }
 
 

@@ -21,10 +21,16 @@ from lare2_rt.host.integrity import HashCache
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
 Shape = tuple[int, ...]
+_OTHER_NETWORK = "give a checkpoint of this very network"
 
 
 class SourceError(Lare2Error):
     """Weights are missing, damaged or of the wrong shape; the text names the file or key and the remedy."""
+
+
+def broken(problem: str) -> SourceError:
+    """Return the error of a file that is not what its source has."""
+    return SourceError(problem, remedy="download it again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class Sizes:
         """Return a tensor's shape; raises SourceError when it is absent, empty or has other dimensions."""
         shape = self.shapes.get(name)
         if shape is None:
-            raise SourceError(f"{self.path} lacks {name!r}; it is not {self.kind}")
+            raise SourceError(f"{self.path} lacks {name!r}", remedy=f"give {self.kind}")
         if len(shape) != dimensions or 0 in shape:
             plural = "" if dimensions == 1 else "s"
             raise self.wrong(name, f"{dimensions} dimension{plural} without a zero are needed")
@@ -52,7 +58,7 @@ class Sizes:
     def wrong(self, name: str, needed: str) -> SourceError:
         """Return the error for a shape that cannot be; ``needed`` completes "has shape [...] where"."""
         shape = list(self.shapes[name])
-        return SourceError(f"{self.path}: {name} has shape {shape} where {needed}; it is not {self.kind}")
+        return SourceError(f"{self.path}: {name} has shape {shape} where {needed}", remedy=f"give {self.kind}")
 
 
 def folder_sha256(folder: Path, cache: HashCache) -> str:
@@ -71,7 +77,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise SourceError(f"{path} cannot be read ({error}); download it again") from error
+        raise broken(f"{path} cannot be read ({error})") from error
 
 
 def build_strictly(
@@ -94,13 +100,13 @@ def build_strictly(
     for key, shape in expected.items():
         found = state.get(names[key])
         if found is None and key not in optional:
-            raise SourceError(f"{path} lacks {names[key]} {list(shape)}; it is not a checkpoint of this network")
+            raise SourceError(f"{path} lacks {names[key]} {list(shape)}", remedy=_OTHER_NETWORK)
         if found is not None and found.shape != shape:
             needed = f"has shape {list(found.shape)} where {list(shape)} is needed"
-            raise SourceError(f"{path}: {names[key]} {needed}; it is not a checkpoint of this network")
+            raise SourceError(f"{path}: {names[key]} {needed}", remedy=_OTHER_NETWORK)
     unknown = sorted(set(state) - set(names.values()))
     if unknown:
-        raise SourceError(f"{path} has unknown {', '.join(unknown[:3])}; it is not a checkpoint of this network")
+        raise SourceError(f"{path} has unknown {', '.join(unknown[:3])}", remedy=_OTHER_NETWORK)
     network = make()
     given = {key: state[name] for key, name in names.items() if name in state}
     network.load_state_dict(given, strict=not optional)
@@ -112,11 +118,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_bytes())
     except OSError as error:
-        raise SourceError(f"{path} cannot be read ({error.strerror}); check the folder that you gave") from error
+        raise SourceError(f"{path} cannot be read ({error.strerror})", remedy="check the folder given") from error
     except ValueError:
-        raise SourceError(f"{path} is not valid JSON; get it again") from None
+        raise broken(f"{path} is not valid JSON") from None
     if not isinstance(raw, dict):
-        raise SourceError(f"{path} does not hold a JSON object; get it again")
+        raise broken(f"{path} does not hold a JSON object")
     return raw
 
 
@@ -125,5 +131,5 @@ def read_config(kind: type[Config], path: Path) -> Config:
     raw = {key: tuple(value) if isinstance(value, list) else value for key, value in read_json(path).items()}
     unknown = set(raw) - {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown:
-        raise SourceError(f"{path} has unknown fields {', '.join(sorted(unknown))}; remove them")
+        raise SourceError(f"{path} has unknown fields {', '.join(sorted(unknown))}", remedy="remove them")
     return kind(**raw)

@@ -138,14 +138,16 @@ def _fetched(tag: str, offline: bool) -> Path:
     entry = pretrained.get_pretrained_cfg(architecture, weights)
     if not entry:
         known = ", ".join(pretrained.list_pretrained_tags_by_model(architecture)) or "none"
-        raise SourceError(f"open_clip has no weights {weights!r} for {architecture!r} (known: {known}); check the tag")
+        raise SourceError(
+            f"open_clip has no weights {weights!r} for {architecture!r} (known: {known})", remedy="check the tag"
+        )
     if offline:
         return _cached(tag, entry)
     try:
         return Path(pretrained.download_pretrained(entry))
     except Exception as error:  # the hub and urllib raise their own
         raise SourceError(
-            f"{tag} cannot be downloaded ({first_line(error)}); download it elsewhere and give the file"
+            f"{tag} cannot be downloaded ({first_line(error)})", remedy="download it elsewhere and give the file"
         ) from error
 
 
@@ -163,7 +165,7 @@ def _cached(tag: str, entry: Mapping[str, str]) -> Path:
         if isinstance(path, str) and Path(path).is_file():
             return Path(path)
     raise SourceError(
-        f"{tag} is not in the cache; leave out --offline once, or download it elsewhere and give the file"
+        f"{tag} is not in the cache", remedy="leave out --offline once, or download it elsewhere and give the file"
     )
 
 
@@ -179,7 +181,7 @@ def find_clip(location: str, *, trust_torchscript: bool = False, offline: bool =
         return ClipFolder(path, path.name, "as stated by the source; OpenAI CLIP: MIT")
     if path.is_file():
         return ClipCheckpoint(path, trust_torchscript=trust_torchscript)
-    raise SourceError(f"{location} is neither a folder, a file nor {_TAG}ARCHITECTURE/WEIGHTS; check --clip")
+    raise SourceError(f"{location} is neither a folder, a file nor {_TAG}ARCHITECTURE/WEIGHTS", remedy="check --clip")
 
 
 def visual_prefix(shapes: Mapping[str, Shape], path: Path) -> str:
@@ -187,7 +189,7 @@ def visual_prefix(shapes: Mapping[str, Shape], path: Path) -> str:
     for prefix in _PREFIXES:
         if f"{prefix}{_POSITION}" in shapes:
             return prefix
-    raise SourceError(f"{path} holds no CLIP ResNet (no {_POSITION}); give RN50 weights")
+    raise SourceError(f"{path} holds no CLIP ResNet (no {_POSITION})", remedy="give RN50 weights")
 
 
 def infer_config(shapes: Mapping[str, Shape], path: Path, *, prefix: str = "") -> ClipConfig:

@@ -8,15 +8,13 @@ d head width, T = grid² patch tokens; for RN50 at 224 pixels C = D = 1024, H = 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tokens import split_heads, to_tokens, with_mean_token
-
-HeadName = Literal["v6", "v7"]
+from lare2_rt.bundle.manifest import HeadName
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,22 @@ class EgreOutput(NamedTuple):
     attention: Tensor
     spatial: Tensor
     channel: Tensor
+
+
+def to_tokens(features: Tensor) -> Tensor:
+    """[B,C,h,w] -> [B,h·w,C], row-major."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def with_mean_token(tokens: Tensor) -> Tensor:
+    """Prepend the mean over tokens: [B,T,C] -> [B,1+T,C]."""
+    return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """[B,N,H·d] -> [B,H,N,d]."""
+    split: Tensor = tokens.unflatten(2, (heads, -1))
+    return split.transpose(1, 2)
 
 
 class Attention(nn.Module):

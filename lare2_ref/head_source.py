@@ -12,10 +12,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lare2_rt.bundle.manifest import HeadName
 from lare2_rt.host.integrity import HashCache
 
 from .checkpoints import Shape, Sizes, SourceError, build_strictly, folder_sha256, read_config, read_safetensors
-from .egre import Egre, EgreConfig, HeadName, official_key
+from .egre import Egre, EgreConfig, official_key
 from .weight_file import WeightFile
 
 # In the official state dict beside the head: the CLIP (taken by clip_source) and two layers that are never used.
@@ -116,7 +117,7 @@ def find_head(location: str) -> HeadFolder | HeadCheckpoint:
         return HeadFolder(path, path.name, "as stated by the source")
     if path.is_file():
         return HeadCheckpoint(path)
-    raise SourceError(f"{location} is neither a folder nor a file; check --head")
+    raise SourceError(f"{location} is neither a folder nor a file", remedy="check --head")
 
 
 def infer_config(shapes: Mapping[str, Shape], path: Path) -> EgreConfig:

@@ -77,7 +77,7 @@ CARD_TEXT = {
 def write_mini(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> None:
     """Write the model folder; raises SourceError when it exists already."""
     if folder.exists():
-        raise SourceError(f"{folder} exists already; remove it or name another folder")
+        raise SourceError(f"{folder} exists already", remedy="remove it or name another folder")
     networks: dict[str, nn.Module] = {
         "vae": AutoencoderKL(**VAE),
         "unet": UNet2DConditionModel(**UNET),

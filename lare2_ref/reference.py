@@ -76,9 +76,8 @@ class Lare2Reference(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor, crop: Tensor) -> ReferenceOutput:
         """Run uint8 [B,S,S,3] and [B,C,C,3] RGB through the chain."""
-        device = self.extractor.prompt_embeds.device
-        posterior = torch.from_numpy(self.noise.posterior).to(device)
-        ensemble = torch.from_numpy(self.noise.ensemble).to(device)
+        posterior = torch.from_numpy(self.noise.posterior).to(self.device)
+        ensemble = torch.from_numpy(self.noise.ensemble).to(self.device)
         lare = self.extractor(image, posterior, ensemble)
         clip = self.clip(crop)
         return ReferenceOutput(lare, clip, self.egre(lare.lare, clip.embedding, clip.layer3))
@@ -96,9 +95,8 @@ class Lare2Reference(nn.Module):
         begin = time.perf_counter()
         pixels = self.pixels(source)
         decoded = time.perf_counter()
-        device = self.extractor.prompt_embeds.device
-        image = torch.from_numpy(np.array(pixels.image))[None].to(device)
-        crop = torch.from_numpy(np.array(pixels.crop))[None].to(device)
+        image = torch.from_numpy(np.array(pixels.image))[None].to(self.device)
+        crop = torch.from_numpy(np.array(pixels.crop))[None].to(self.device)
         output = self(image, crop)
         end = time.perf_counter()
         return scored(
@@ -106,19 +104,26 @@ class Lare2Reference(nn.Module):
             output.egre.logits[0].cpu().numpy(),
             lare=output.lare.lare[0].cpu().numpy(),
             attention=output.egre.attention[0].cpu().numpy(),
-            provenance=self._provenance(device),
+            provenance=self.provenance,
             rule=self.identity.rule,
             timings={"decode": (decoded - begin) * 1e3, "total": (end - begin) * 1e3},
         )
 
-    def _provenance(self, device: torch.device) -> Provenance:
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.extractor.prompt_embeds.device
+
+    @property
+    def provenance(self) -> Provenance:
+        """Who gives the results; ``bundle_id`` is the identity of weights and method."""
         return Provenance(
             bundle_name=self.identity.name,
             bundle_id=self.identity.sha256,
             bundle_path="",
             engine="reference",
             engine_version=f"torch {importlib.metadata.version('torch')}",
-            device=str(device),
+            device=str(self.device),
             precision="fp32",
             batch=1,
             threads=torch.get_num_threads(),

@@ -65,8 +65,9 @@ def read_geometry(shapes: Mapping[str, Shape], path: Path) -> SdGeometry:
     text_encoder, unused = _text_encoder(sizes, family, facts["text_encoder"])
     if unet["cross_attention_dim"] != text_encoder["hidden_size"]:
         raise SourceError(
-            f"{path}: the UNet attends to {unet['cross_attention_dim']} numbers a token and the text encoder gives "
-            f"{text_encoder['hidden_size']}; {_REMEDY}"
+            f"{path}: the UNet attends to {unet['cross_attention_dim']} numbers a token and the text "
+            f"encoder gives {text_encoder['hidden_size']}",
+            remedy=_REMEDY,
         )
     predicted = str(facts["prediction_type"])
     scheduler, tokenizer = facts["scheduler"], facts["tokenizer"]
@@ -81,17 +82,18 @@ def _refuse_others(shapes: Mapping[str, Shape], path: Path) -> None:
 
     entry = f"{UNET}input_blocks.0.0.weight"
     if holds("conditioner."):
-        raise SourceError(f"{path} is a Stable Diffusion XL checkpoint (it has conditioner.*); {_REMEDY}")
+        raise SourceError(f"{path} is a Stable Diffusion XL checkpoint (it has conditioner.*)", remedy=_REMEDY)
     if holds("model_ema.") and not holds(UNET):
         raise SourceError(
-            f"{path} holds the UNet only as the training's average (model_ema.*, no {UNET}*); give the checkpoint that "
-            "was released for inference, in which the average stands in the UNet's place"
+            f"{path} holds the UNet only as the training's average (model_ema.*, no {UNET}*)",
+            remedy="give the checkpoint that was released for inference, in which the average stands in the "
+            "UNet's place",
         )
     channels = shapes.get(entry, (0, 4))[1:2]
     if channels == (9,):
-        raise SourceError(f"{path} is an inpainting checkpoint ({entry} takes 9 channels, not 4); {_REMEDY}")
+        raise SourceError(f"{path} is an inpainting checkpoint ({entry} takes 9 channels, not 4)", remedy=_REMEDY)
     if channels not in ((), (4,)):
-        raise SourceError(f"{path}: {entry} takes {channels[0]} channels, not 4; {_REMEDY}")
+        raise SourceError(f"{path}: {entry} takes {channels[0]} channels, not 4", remedy=_REMEDY)
 
 
 def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
@@ -190,7 +192,9 @@ def _text_encoder(sizes: Sizes, family: Family, facts: dict[str, Any]) -> tuple[
         layers -= 1
         unused = f"{blocks}{layers}."
         if layers < 1:
-            raise SourceError(f"{sizes.path} has {layers + 1} {blocks}* where 2 or more are needed; it is not {_KIND}")
+            raise SourceError(
+                f"{sizes.path} has {layers + 1} {blocks}* where 2 or more are needed", remedy=f"give {_KIND}"
+            )
     config = {key: value for key, value in facts.items() if key != "head_width"}
     return {
         **config,

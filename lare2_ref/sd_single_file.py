@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -20,6 +20,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from torch import Tensor, nn
 
+from lare2_rt.bundle.manifest import PredictionType
 from lare2_rt.host.integrity import HashCache
 
 from .checkpoints import Shape, Sizes, SourceError
@@ -27,9 +28,9 @@ from .lare import encode_prompt
 from .sd_geometry import FAMILIES, IGNORED, TEXT, UNET, VAE, SdGeometry, read_geometry
 from .weight_file import WeightFile
 
-PredictionType = Literal["epsilon", "v_prediction"]
 # Lightning's step count tells the one 2.x checkpoint that predicts the noise, 512-base-ema.ckpt (as diffusers has it).
 _EPSILON_STEP = 875_000
+_WHOLE = "give a whole Stable Diffusion 1.x or 2.x"
 _STANDIN = torch.int16  # some conversions copy, and 700 names are few
 _State = dict[str, Tensor]
 
@@ -190,7 +191,9 @@ def check_shapes(shapes: Mapping[str, Shape], path: Path) -> None:
     prefixes = tuple(part.prefix for part in parts)
     unknown = [key for key in shapes if not key.startswith(prefixes) and not IGNORED.fullmatch(key)]
     if unknown:
-        raise SourceError(f"{path} has unknown {', '.join(unknown[:3])}; it is not a Stable Diffusion as published")
+        raise SourceError(
+            f"{path} has unknown {', '.join(unknown[:3])}", remedy="give a Stable Diffusion as it was published"
+        )
     for part in parts:
         _check_part(part, shapes, path)
 
@@ -205,7 +208,7 @@ def _check_part(part: _Part, shapes: Mapping[str, Shape], path: Path) -> None:
     """Run the conversion on stand-ins that carry their name's number and no memory; raises SourceError."""
     names = [key for key in shapes if part.owns(key)]
     if len(names) > torch.iinfo(_STANDIN).max:
-        raise SourceError(f"{path} has {len(names)} tensors under {part.prefix}; it is not a Stable Diffusion")
+        raise SourceError(f"{path} has {len(names)} tensors under {part.prefix}", remedy="give a Stable Diffusion")
     sizes = Sizes(shapes, path, "a whole Stable Diffusion")
     for name in names:
         cut = name.endswith((".in_proj_weight", ".in_proj_bias"))  # by the conversion, which wants its dimensions
@@ -221,11 +224,11 @@ def _check_part(part: _Part, shapes: Mapping[str, Shape], path: Path) -> None:
     if unknown or missing:
         found = [f"has unknown {', '.join(unknown[:3])}"] if unknown else []
         lost = [f"lacks what diffusers calls {', '.join(missing[:3])}"] if missing else []
-        raise SourceError(f"{path} {' and '.join(found + lost)}; it is not a whole Stable Diffusion")
+        raise SourceError(f"{path} {' and '.join(found + lost)}", remedy=_WHOLE)
     for key, value in converted.items():
         if tuple(value.shape) != expected[key]:
             given, needed = list(value.shape), list(expected[key])
-            raise SourceError(f"{path}: {origins[key]} has shape {given} where {needed} is needed")
+            raise SourceError(f"{path}: {origins[key]} has shape {given} where {needed} is needed", remedy=_WHOLE)
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,12 +13,13 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from lare2_rt.bundle.manifest import PredictionType
 from lare2_rt.errors import first_line
 from lare2_rt.host.integrity import HashCache
 
-from .checkpoints import SourceError, folder_sha256, read_json
+from .checkpoints import SourceError, broken, folder_sha256, read_json
 from .lare import encode_prompt
-from .sd_single_file import PredictionType, SdSingleFile, open_single_file
+from .sd_single_file import SdSingleFile, open_single_file
 from .weight_file import WeightFile
 
 _PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
@@ -101,30 +103,22 @@ class SdFolder:
 
     def vae(self) -> AutoencoderKL:
         """See ``SdSource``; without decoder where the folder has none, since LaRE never decodes."""
-        vae = self._network(AutoencoderKL, "vae")
+        vae = self._network(AutoencoderKL, "vae", torch_dtype=torch.float32)
         if any(parameter.is_meta for parameter in vae.parameters()):
             del vae.decoder, vae.post_quant_conv
         return vae
 
     def unet(self) -> UNet2DConditionModel:
         """See ``SdSource``."""
-        return self._network(UNet2DConditionModel, "unet")
+        return self._network(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
 
     def prompt_embeds(self, prompt: str) -> Tensor:
         """See ``SdSource``."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        folder = self._part("text_encoder")
-        weights = _weights(folder, "transformers", allow_pickle=self.allow_pickle)
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(self._part("tokenizer"))
-            encoder, info = CLIPTextModel.from_pretrained(
-                folder, dtype=torch.float32, weights_only=True, output_loading_info=True, **weights
-            )
-        except Exception as error:  # safetensors and transformers each have their own
-            raise SourceError(f"{folder} cannot be loaded ({first_line(error)}); download it again") from error
-        _refuse_misfits(folder, info)
-        return encode_prompt(tokenizer, _owned(encoder), prompt)
+        encoder = self._network(CLIPTextModel, "text_encoder", dtype=torch.float32, weights_only=True)
+        tokenizer = _loaded(self._part("tokenizer"), CLIPTokenizer.from_pretrained)
+        return encode_prompt(tokenizer, encoder, prompt)
 
     def hashes(self, cache: HashCache) -> dict[str, str]:
         """See ``SdSource``."""
@@ -133,21 +127,18 @@ class SdFolder:
         parts = (folder_sha256(self._part(part), cache) for part in ("text_encoder", "tokenizer"))
         return {**hashes, "text_encoder": hashlib.sha256(" ".join(parts).encode()).hexdigest()}
 
-    def _network(self, kind: Any, part: str) -> Any:  # noqa: ANN401 - diffusers' loaders are untyped
-        """Load a network in float32, whichever precision the file has; strictly."""
+    def _network(self, kind: Any, part: str, **arguments: Any) -> Any:  # noqa: ANN401 - the libraries' loaders
+        """Load a network strictly; ``arguments`` make it float32, whichever precision the file has."""
         folder = self._part(part)
-        weights = _weights(folder, "diffusers", allow_pickle=self.allow_pickle)
-        try:
-            network, info = kind.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True, **weights)
-        except Exception as error:  # safetensors and diffusers each have their own
-            raise SourceError(f"{folder} cannot be loaded ({first_line(error)}); download it again") from error
+        weights = _weights(folder, _LIBRARY[part], allow_pickle=self.allow_pickle)
+        network, info = _loaded(folder, kind.from_pretrained, output_loading_info=True, **arguments, **weights)
         _refuse_misfits(folder, info)
         return _owned(network)
 
     def _part(self, name: str) -> Path:
         folder = self.folder / name
         if not folder.is_dir():
-            raise SourceError(f"{self.folder} has no folder {name!r}; give a Stable Diffusion in diffusers layout")
+            raise SourceError(f"{self.folder} has no folder {name!r}", remedy="give a folder in diffusers layout")
         return folder
 
 
@@ -171,12 +162,14 @@ def find_stable_diffusion(
     if path.is_file():
         if path.suffix != ".safetensors" and not allow_pickle:
             raise SourceError(
-                f"{location} is a pickle, which can hold code; give the same model as .safetensors, or --allow-pickle "
-                "to read this one as plain tensors"
+                f"{location} is a pickle, which can hold code",
+                remedy="give the same model as .safetensors, or --allow-pickle to read this one as plain tensors",
             )
         return open_single_file(path, _LICENCE, prediction_type=prediction_type)
     if prediction_type is not None:
-        raise SourceError("--prediction-type is for a single file; a folder's scheduler says it, so leave it out")
+        raise SourceError(
+            "--prediction-type is for a single file", remedy="leave it out, since a folder's scheduler says it"
+        )
     if path.is_dir():
         return SdFolder(path, path.name, _LICENCE, allow_pickle=allow_pickle)
     folder = _download(location, revision=revision, offline=offline, allow_pickle=allow_pickle)
@@ -192,7 +185,7 @@ def _download(location: str, *, revision: str | None, offline: bool, allow_pickl
     precision is fetched for networks that have no other, pickles for those that have no safetensors, when allowed.
     """
     if location.startswith("runwayml/"):
-        raise SourceError(f"{location} was withdrawn; use stable-diffusion-v1-5/stable-diffusion-v1-5")
+        raise SourceError(f"{location} was withdrawn", remedy="use stable-diffusion-v1-5/stable-diffusion-v1-5")
     from huggingface_hub import snapshot_download
 
     def fetch(patterns: list[str]) -> Path:
@@ -211,20 +204,15 @@ def _download(location: str, *, revision: str | None, offline: bool, allow_pickl
         if allow_pickle and (missing := bare(folder)):
             folder = fetch([*always, *(f"{part}/*.bin" for part in missing)])
     except Exception as error:  # the hub client has many error types, all meaning the same here
-        why = first_line(error)
         raise SourceError(
-            f"{location} is neither a folder nor a file nor a model that can be downloaded ({why}); check the name, "
-            "or download it elsewhere and give the folder"
+            f"{location} is neither a folder nor a file nor a model that can be downloaded ({first_line(error)})",
+            remedy="check the name, or download it elsewhere and give the folder",
         ) from error
     return folder
 
 
 def _weights(folder: Path, library: _Library, *, allow_pickle: bool) -> dict[str, Any]:
-    """Return ``from_pretrained``'s arguments for the weights that a folder has: safetensors before pickles.
-
-    Raises:
-        SourceError: no weights, or only pickles and those are not allowed or hold more than tensors.
-    """
+    """Return ``from_pretrained``'s arguments for the weights that a folder has: safetensors before pickles."""
     safe, pickled = _STEMS[library]
 
     def has(*patterns: str) -> bool:
@@ -240,13 +228,13 @@ def _weights(folder: Path, library: _Library, *, allow_pickle: bool) -> dict[str
     files = sorted(folder.glob(f"{pickled}.fp16*.bin" if variant else f"{pickled}*.bin"))
     if not files:
         raise SourceError(
-            f"{folder} has no weights (no {safe}.safetensors); download it again, and if its source has only .bin "
-            "files, with --allow-pickle"
+            f"{folder} has no weights (no {safe}.safetensors)",
+            remedy="download it again, and if its source has only .bin files, with --allow-pickle",
         )
     if not allow_pickle:
         raise SourceError(
-            f"{folder} has its weights only in pickles ({files[0].name}), which can hold code; download them as "
-            "safetensors, or give --allow-pickle to read them as plain tensors"
+            f"{folder} has its weights only in pickles ({files[0].name}), which can hold code",
+            remedy="download them as safetensors, or give --allow-pickle to read them as plain tensors",
         )
     for file in files:
         WeightFile(file).index()  # refuses code with our sentence; the libraries too read pickles with weights_only
@@ -255,26 +243,29 @@ def _weights(folder: Path, library: _Library, *, allow_pickle: bool) -> dict[str
 
 
 def _check_shards(folder: Path, whole: str, index: str) -> None:
-    """Hold an index against its files: diffusers believes it, and leaves out what a shard does not have.
-
-    Raises:
-        SourceError: a shard or a tensor in it is missing, or it has one that the index does not know.
-    """
+    """Compare an index with its files: diffusers believes it, and leaves out what a shard does not have."""
     if (folder / whole).exists() or not (folder / index).exists():
         return
     weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise SourceError(f"{folder / index} has no weight_map; download it again")
+        raise broken(f"{folder / index} has no weight_map")
     listed: dict[str, set[str]] = {}
     for key, name in weight_map.items():
         listed.setdefault(str(name), set()).add(key)
     for name, keys in sorted(listed.items()):
         if Path(name).name != name:
-            raise SourceError(f"{folder / index} names {name!r}, which is no file of its folder; download it again")
+            raise broken(f"{folder / index} names {name!r}, which is no file of its folder")
         found = set(WeightFile(folder / name).shapes())
         for key in sorted(keys ^ found):
             misses = "lacks" if key in keys else "has unknown"
-            raise SourceError(f"{folder / name} {misses} {key}, as its index has it; download the folder again")
+            raise broken(f"{folder / name} {misses} {key}, as its index has it")
+
+
+def _loaded(folder: Path, load: Callable[..., Any], **arguments: Any) -> Any:  # noqa: ANN401 - the libraries' classes
+    try:
+        return load(folder, **arguments)
+    except Exception as error:  # safetensors, diffusers and transformers each have their own
+        raise broken(f"{folder} cannot be loaded ({first_line(error)})") from error
 
 
 def _owned(network: Any) -> Any:  # noqa: ANN401 - the libraries' classes
@@ -299,4 +290,4 @@ def _refuse_misfits(folder: Path, info: dict[str, Any]) -> None:
     for misfit in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info.get(misfit) or () if not _idle(str(key), misfit))
         if keys:
-            raise SourceError(f"{folder} has {misfit.replace('_', ' ')}: {keys[0]}; download it again")
+            raise broken(f"{folder} has {misfit.replace('_', ' ')}: {keys[0]}")

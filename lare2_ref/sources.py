@@ -24,13 +24,12 @@ from lare2_rt.detection import Calibration, DecisionRule
 from lare2_rt.host.integrity import HashCache
 from lare2_rt.pixels.policy import Preprocessing
 
-from .accurate import use_accurate_group_norms
 from .checkpoints import SourceError, read_json
 from .clip_backbone import ClipBackbone, ClipConfig
 from .clip_source import ClipCheckpoint, ClipFolder, ClipSource
 from .egre import Egre, EgreConfig
 from .head_source import HeadCheckpoint, HeadFolder, HeadSource
-from .lare import LareExtractor
+from .lare import LareExtractor, use_accurate_group_norms
 from .reference import Identity, Lare2Reference
 from .sd_single_file import SdSingleFile
 from .sd_source import SdFolder, SdSource
@@ -144,9 +143,13 @@ def open_model_folder(folder: Path, *, allow_pickle: bool = False) -> ModelSourc
     try:
         name, licence = str(card["name"]), str(card["licence"])
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}", name):
-            raise SourceError(f"{folder / CARD}: the name {name!r} may hold letters, digits, dots, dashes, underscores")
+            raise SourceError(
+                f"{folder / CARD} has the name {name!r}", remedy="use letters, digits, dots, dashes and underscores"
+            )
         if card["calibration"] not in ("untrained", "uncalibrated"):
-            raise SourceError(f"{folder / CARD}: calibration must be 'untrained' or 'uncalibrated'")
+            raise SourceError(
+                f"{folder / CARD} has calibration {card['calibration']!r}", remedy="write 'untrained' or 'uncalibrated'"
+            )
         return ModelSources(
             sd=SdFolder(folder, name, licence, allow_pickle=allow_pickle),
             clip=ClipFolder(folder / "clip", name, licence),
@@ -158,7 +161,9 @@ def open_model_folder(folder: Path, *, allow_pickle: bool = False) -> ModelSourc
             demonstration=bool(card.get("demonstration", False)),
         )
     except KeyError as error:
-        raise SourceError(f"{folder / CARD} lacks {error}; see lare2_ref/models/mini/{CARD} for an example") from None
+        raise SourceError(
+            f"{folder / CARD} lacks {error}", remedy=f"see lare2_ref/models/mini/{CARD} for an example"
+        ) from None
 
 
 def combine(
@@ -191,7 +196,9 @@ def combine(
         return replace(merged, **changed)
     if sd is None or clip is None or head is None:
         missing = [name for name, source in (("--sd", sd), ("--clip", clip), ("--head", head)) if source is None]
-        raise SourceError(f"{' and '.join(missing)} missing: give all three, or a --model folder that has the rest")
+        raise SourceError(
+            f"{' and '.join(missing)} missing", remedy="give all three, or a --model folder that has the rest"
+        )
     description = f"{sd.name}, {clip.name}, {head.name}"
     return ModelSources(sd, clip, head, "lare2", description, "uncalibrated", notes=notes)
 
@@ -201,18 +208,21 @@ def default_model_folder() -> Path:
     return Path(__file__).parent / "models" / "mini"
 
 
+def load_extractor(sources: ModelSources, *, prompt: str, timestep: int) -> LareExtractor:
+    """Load Stable Diffusion's part of the reference on the CPU in float32."""
+    embeds = sources.prompt_embeds(prompt)
+    extractor = LareExtractor(
+        sources.vae(), sources.unet(), sources.scheduler(), prompt_embeds=embeds, timestep=timestep
+    )
+    use_accurate_group_norms(extractor)
+    return extractor
+
+
 def load_reference(
     sources: ModelSources, *, noise: Noise, prompt: str, timestep: int, policy: Preprocessing, image_size: int
 ) -> Lare2Reference:
     """Load all networks into one reference on the CPU in float32."""
-    extractor = LareExtractor(
-        sources.vae(),
-        sources.unet(),
-        sources.scheduler(),
-        prompt_embeds=sources.prompt_embeds(prompt),
-        timestep=timestep,
-    )
-    use_accurate_group_norms(extractor)
+    extractor = load_extractor(sources, prompt=prompt, timestep=timestep)
     hashes = [f"{record.role} {record.sha256}" for record in sources.records()]
     weights = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     identity = Identity(sources.name, DecisionRule(sources.calibration, demonstration=sources.demonstration), weights)

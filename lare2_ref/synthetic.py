@@ -156,7 +156,7 @@ class SyntheticHead:
 def synthetic(kind: str, *, seed: int = 0) -> ModelSources:
     """Return synthetic sources; the only kind is ``sd15``. Raises SourceError for another."""
     if kind != "sd15":
-        raise SourceError(f"there are no synthetic weights {kind!r}; the only kind is sd15")
+        raise SourceError(f"there are no synthetic weights {kind!r}", remedy="choose sd15")
     return ModelSources(
         sd=SyntheticSd15(seed),
         clip=SyntheticClip(seed),

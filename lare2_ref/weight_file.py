@@ -17,7 +17,7 @@ from torch import Tensor
 from lare2_rt.errors import first_line
 from lare2_rt.host.integrity import sha256_of
 
-from .checkpoints import Shape, SourceError
+from .checkpoints import Shape, SourceError, broken
 
 # TorchScript archives hold code: never opened, opened when OpenAI published them, or on the user's word.
 Archives = Literal["none", "published", "any"]
@@ -61,7 +61,7 @@ class WeightFile:
         try:
             status = self.path.stat()
         except OSError as error:
-            raise SourceError(f"{self.path} cannot be read ({error.strerror}); check the path") from error
+            raise SourceError(f"{self.path} cannot be read ({error.strerror})", remedy="check the path") from error
         identity = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         return _index(self.path, self.archives, identity)
 
@@ -139,7 +139,7 @@ def _opened(path: Path, archives: Archives, *, device: Literal["cpu", "meta"]) -
             with safe_open(path, framework="pt") as handle:
                 yield _Safetensors(handle)
         except (OSError, SafetensorError) as error:
-            raise SourceError(f"{path} cannot be read ({error}); download it again") from error
+            raise broken(f"{path} cannot be read ({error})") from error
     elif _is_torchscript(path):
         yield _StateDict(_read_torchscript(path, archives, device))
     else:
@@ -153,14 +153,14 @@ def _read_pickle(path: Path) -> _StateDict:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch, pickle and zip each raise their own
         raise SourceError(
-            f"{path} cannot be read as plain tensors ({first_line(error)[:120]}); pickles with code "
-            "are refused: save the state dict as safetensors"
+            f"{path} cannot be read as plain tensors ({first_line(error)[:120]})",
+            remedy="save the state dict as safetensors, since pickles with code are refused",
         ) from error
     step = content.get("global_step") if isinstance(content, dict) else None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise SourceError(f"{path} does not hold a state dict of tensors; save model.state_dict() alone")
+        raise SourceError(f"{path} does not hold a state dict of tensors", remedy="save model.state_dict() alone")
     return _StateDict({str(name): value for name, value in content.items()}, step if isinstance(step, int) else None)
 
 
@@ -174,16 +174,18 @@ def _is_torchscript(path: Path) -> bool:
 
 def _read_torchscript(path: Path, archives: Archives, device: str) -> dict[str, Tensor]:
     if archives == "none":
-        raise SourceError(f"{path} is a TorchScript archive, which holds code; save its state dict as safetensors")
+        raise SourceError(
+            f"{path} is a TorchScript archive, which holds code", remedy="save its state dict as safetensors"
+        )
     if archives == "published" and sha256_of(path) not in OPENAI_ARCHIVES:
         raise SourceError(
-            f"{path} is a TorchScript archive, which holds code, and not one that OpenAI published; pass "
-            "--allow-unverified-torchscript if you trust it"
+            f"{path} is a TorchScript archive, which holds code, and not one that OpenAI published",
+            remedy="pass --allow-unverified-torchscript if you trust it",
         )
     try:
         state: dict[str, Tensor] = torch.jit.load(path, map_location=device).state_dict()
     except RuntimeError as error:
-        raise SourceError(f"{path} cannot be read ({first_line(error)}); download it again") from error
+        raise broken(f"{path} cannot be read ({first_line(error)})") from error
     return state
 
 

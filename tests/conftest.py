@@ -176,22 +176,17 @@ def lare2_rt(tmp_path):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
+def command(monkeypatch, tmp_path):
     """Run the command in this process, in an empty folder; returns (exit code, standard output, standard error)."""
-    from lare2_rt.cli import main
-    from tests.helpers.commands import ENDING
+    from tests.helpers.commands import call
 
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lare2-rt", *map(os.fspath, arguments)])
-        before = [signal.getsignal(number) for number in ENDING]
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert before == [signal.getsignal(number) for number in ENDING]
-        return (left.value.code, *capsys.readouterr())
+    def run(*arguments, **options):
+        done = call(*arguments, **options)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

@@ -1,7 +1,4 @@
-#!/usr/bin/env python3
 """What a start costs: a fresh process loads a bundle on onnxruntime and scores a photograph; JSON on standard output.
-
-    python benchmarks/build_cost/start.py BUNDLE PHOTO
 
 Nothing but the runtime is imported, so that time and memory are those of a user's process.
 """
@@ -10,7 +7,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -43,26 +39,19 @@ def start(bundle: Path, photo: Path) -> dict[str, Any]:
             detector.detect(photo)
             times.append(time.monotonic() - again)
         version = detector.info.provenance.engine_version
+    from lare2_rt.host.machine import peak_memory
+
     return {
         "import_s": imported - begin,
         "load_s": loaded - imported,
         "first_verdict_s": first - loaded,
         "inference_s": statistics.median(times),
         "bytes_checked": hashed,
-        "memory_bytes": largest_resident_size(),
+        "memory_bytes": peak_memory(),
         "engine_version": version,
     }
 
 
-def largest_resident_size() -> int:
-    """Return the largest resident size of this process in bytes.
-
-    Not ``ru_maxrss``, which a process inherits from the one that started it.
-    """
-    lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
-    (size,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(size) * 1024
-
-
-if __name__ == "__main__":
-    print(json.dumps(start(Path(sys.argv[1]), Path(sys.argv[2]))))
+def main(bundle: str, photo: str) -> None:
+    """Print the figures of a start."""
+    print(json.dumps(start(Path(bundle), Path(photo))))

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The proof that LaRE² runs on this GPU: one command, one JSON and one page to send back.
 
     python -m benchmarks.gpu_report [--model synthetic-sd15 | seeded-mini] [--batch 1 --batch 4 ...] [--out gpu-report]
@@ -26,17 +25,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.command import run_command
 from benchmarks.gpu_reference import MODELS
 from benchmarks.gpu_report.cases import BATCHES, ROWS, Case, Row, cases_of
 from benchmarks.gpu_report.model import prepare_bundle, recorded_for
-from benchmarks.gpu_report.process import in_process
 from benchmarks.gpu_report.store import keep, keep_opinion, measured, new_report, resumed
 from benchmarks.gpu_report.table import page
+from benchmarks.gpu_report.worker import in_process
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.engines.cuda_runtime import current_gpu
-from lare2_rt.errors import EngineError, Lare2Error, UsageError, first_line
+from lare2_rt.errors import EngineError, UsageError, first_line
 from lare2_rt.host.atomic import write_bytes
-from lare2_rt.host.console import Interrupted, answer_sigterm
+from lare2_rt.host.console import answer_sigterm
 from lare2_rt.host.machine import available_threads
 
 POLYGRAPHY = "Polygraphy"
@@ -45,26 +45,17 @@ Record = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    given = _parser().parse_args(arguments)
-    try:
-        gpu, no_gpu = _gpu()
-        report = run(given, gpu=gpu, no_gpu=no_gpu)
-    except Lare2Error as error:
-        print(f"gpu_report: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"gpu_report: {error}; free some space or choose another --work and --out", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        ending = Interrupted(error)
-        print(
-            f"gpu_report: {ending}; measured cases are kept in {given.out}.json, run the same command again",
-            file=sys.stderr,
-        )
-        return ending.code
+    given = parser().parse_args(arguments)
+    rest = f"measured cases are kept in {given.out}.json, run the same command again"
+    return run_command("gpu_report", lambda: _prove(given), interrupted=rest)
+
+
+def _prove(given: argparse.Namespace) -> int:
+    gpu, no_gpu = _gpu()
+    report = run(given, gpu=gpu, no_gpu=no_gpu)
     print(page(report))
-    print(f"please send {given.out}.json and {given.out}.md along with an issue", file=sys.stderr)
-    print(f"gpu_report: {report['conclusion']['sentence']}", file=sys.stderr)
+    _say(f"please send {given.out}.json and {given.out}.md along with an issue")
+    _say(f"gpu_report: {report['conclusion']['sentence']}")
     code: int = report["conclusion"]["exit_code"]
     return code
 
@@ -142,7 +133,7 @@ def _case(case: Case, no_gpu: str | None, report: Record, settings: Record, *, l
     """Measure a case, take it from an earlier start, or tell why it cannot run here.
 
     Args:
-        settings: what it is measured with, beside row and batch; see ``SETTINGS`` of ``gpu_report_store``.
+        settings: what it is measured with, beside row and batch; see ``SETTINGS``.
     """
     facts = {name: getattr(case, name) for name in ("row", "device", "precision", "graph", "batch")} | settings
     if case.device == "cuda" and no_gpu is not None:
@@ -194,9 +185,10 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    result = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report", description=__doc__.splitlines()[0])
+    add = result.add_argument
     add("--model", choices=MODELS, help="seeded weights (default: synthetic-sd15 on a GPU, else seeded-mini)")
     add("--bundle", type=Path, help="instead of --model: a bundle that was built with --half; no PyTorch rows then")
     add("--reference", type=Path, help="recorded answers (default: those of --model)")
@@ -208,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--work", type=Path, default=Path("gpu-report-work"), help="folder for what is built (default: %(default)s)")
     add("--out", default="gpu-report", help="writes OUT.json and OUT.md (default: %(default)s)")
     add("--fresh", action="store_true", help="replace OUT.json and OUT.md: measure everything again")
-    return parser
+    return result
 
 
 if __name__ == "__main__":

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Device = Literal["cuda", "cpu"]
-
-
-class RefusedError(Exception):
-    """A row that cannot be had on this machine, with the remedy; nothing failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +53,7 @@ class Case:
     seconds: float
 
 
-_TORCH, _ENGINE = "benchmarks.gpu_report.eager:open_torch", "benchmarks.gpu_report.engines:open_engine_row"
+_TORCH, _ENGINE = "benchmarks.gpu_report.eager:open_torch", "benchmarks.gpu_report.worker:open_engine_row"
 EAGER = "PyTorch eager fp16"  # what the others are compared with in speed
 ROWS: tuple[Row, ...] = (
     Row("PyTorch eager fp32", _TORCH, "cuda", "fp32", "eager"),
@@ -74,23 +70,14 @@ ROWS: tuple[Row, ...] = (
 BATCHES = (1, 4, 8, 16)
 
 
-def cases_of(
-    rows: Sequence[Row],
-    batches: Sequence[int],
-    *,
-    bundle: str,
-    model: str | None,
-    work: str,
-    reference: str | None,
-    threads: int,
-    seconds: float,
-) -> list[Case]:
-    """Return every case; on a CPU, where larger batches only cost more, the smallest batch alone."""
+def cases_of(rows: Sequence[Row], batches: Sequence[int], **common: Any) -> list[Case]:  # noqa: ANN401 - Case's fields
+    """Return every case; on a CPU, where larger batches only cost more, the smallest batch alone.
+
+    Args:
+        common: what all cases share: the fields of ``Case`` from ``bundle`` on.
+    """
     return [
-        Case(
-            row.name, row.opener, row.device, row.precision, row.option, row.graph, batch,
-            bundle, model, work, reference, threads, seconds,
-        )
+        Case(row.name, row.opener, row.device, row.precision, row.option, row.graph, batch, **common)
         for row in rows
         for batch in (batches if row.device == "cuda" else sorted(batches)[:1])
-    ]  # fmt: skip
+    ]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common.facts import finite, percentiles
 from lare2_rt.detection import DecisionRule
 from lare2_rt.engines.contract import ChainOutput
 from lare2_rt.engines.difference import difference
@@ -74,8 +75,8 @@ def measure_parity(
             probability = max(probability, abs(ours - theirs)) if np.isfinite(ours) else np.inf
     passed = not not_finite and worst["lare"] <= limits["lare"][0] and probability <= limits["probability"][0]
     return {
-        "relative_l2": {name: _finite(gap) for name, gap in worst.items()},
-        "probability": _finite(probability),
+        "relative_l2": {name: finite(gap) for name, gap in worst.items()},
+        "probability": finite(probability),
         "not_finite": not_finite,
         "limits": {name: limit for name, (limit, _) in limits.items()},
         "passed": bool(passed),
@@ -96,8 +97,8 @@ def measure_replay(runner: Runner, pictures: Sequence[Pixels], expected: Arrays,
         for lare, index in ((first, 0), (second, 1), (again, 0))
     )
     return {
-        "apart": _finite(apart),
-        "again": _finite(back),
+        "apart": finite(apart),
+        "again": finite(back),
         "same_bits_again": bool(np.array_equal(first, again)),
         "own_answers": bool(own),
         "passed": bool(apart > DISTINCT and back <= AGAIN and own),
@@ -116,7 +117,7 @@ def measure_rows(runner: Runner, pictures: Sequence[Pixels], *, batch: int) -> d
     pairs = [(getattr(head, name)[0], getattr(tail, name)[-1]) for name in ("lare", "embedding", "logits")]
     return {
         "equal": all(np.array_equal(a, b) for a, b in pairs),
-        "relative_l2": _finite(max(difference(a, b).relative_l2 for a, b in pairs)),
+        "relative_l2": finite(max(difference(a, b).relative_l2 for a, b in pairs)),
     }
 
 
@@ -138,16 +139,11 @@ def measure_time(
         given = batches[len(times) % len(batches)]
         start = clock()
         runner.run(*given)
-        times.append((clock() - start) * 1e3)
-    p50, p90, p99 = (float(np.percentile(times, percent)) for percent in (50, 90, 99))
+        times.append(clock() - start)
+    call = percentiles(times)
     return {
         "calls": len(times),
-        "call_ms": {"p50": p50, "p90": p90, "p99": p99},
-        "image_ms": p50 / batch,
-        "images_per_second": 1e3 * batch / p50,
+        "call_ms": call,
+        "image_ms": call["p50"] / batch,
+        "images_per_second": 1e3 * batch / call["p50"],
     }
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return float(value) if np.isfinite(value) else None

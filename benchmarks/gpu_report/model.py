@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common.resident import RefusedError
 from benchmarks.gpu_reference import FOLDER, load, model_sources
-from benchmarks.gpu_report.cases import Case, RefusedError
+from benchmarks.gpu_report.cases import Case
 from lare2_rt.bundle.manifest import MANIFEST
 from lare2_rt.bundle.opening import Bundle, open_bundle
 from lare2_rt.errors import BundleError
@@ -24,7 +25,7 @@ Arrays = dict[str, NDArray[np.float32]]
 def sources_of(case: Case) -> ModelSources:
     """Return the weights of a case; raises RefusedError for a bundle whose weights are not here."""
     if case.model is None:
-        raise RefusedError("PyTorch rows need the weights: run with --model instead of --bundle")
+        raise RefusedError("PyTorch rows need the weights", remedy="run with --model instead of --bundle")
     return model_sources(case.model, Path(case.work))
 
 
@@ -46,7 +47,7 @@ def prepare_bundle(
     from lare2_export.build.bundle import build_bundle
     from lare2_export.build.isolate import start_server
     from lare2_export.build.options import BuildOptions
-    from lare2_ref.quiet import quieten_libraries
+    from lare2_ref import quieten_libraries
 
     start_server()
     quieten_libraries()

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_report.cases import Case, RefusedError
+from benchmarks.common.resident import RefusedError
+from benchmarks.gpu_report.cases import Case
 from lare2_export.components import COMPONENTS
 from lare2_rt.bundle.opening import Bundle
 from lare2_rt.engines.difference import difference
+from lare2_rt.engines.registry import entry_of
 from lare2_rt.pixels.preprocess import preprocess
 from lare2_rt.pixels.procedural import procedural_pictures
 
@@ -31,7 +33,9 @@ def second_opinion(bundle: Bundle, case: Case) -> dict[str, Any]:
         from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
         from polygraphy.comparator import Comparator
     except ImportError as error:
-        raise RefusedError(f"Polygraphy cannot be imported ({error}): pip install polygraphy onnxruntime") from error
+        raise RefusedError(
+            f"Polygraphy cannot be imported ({error})", remedy="pip install polygraphy onnxruntime"
+        ) from error
     method = bundle.manifest.method
     pixels = preprocess(
         procedural_pictures()[0], bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size
@@ -77,7 +81,7 @@ def _tensorrt(graph: str) -> Any:  # noqa: ANN401 - Polygraphy has no types
         network = NetworkFromOnnxPath(graph, strongly_typed=True)
         return TrtRunner(EngineFromNetwork(network, config=CreateConfig()), name="tensorrt")
     except ImportError as error:
-        raise RefusedError(f"TensorRT cannot be imported ({error}): pip install 'lare2-rt[tensorrt]'") from error
+        raise RefusedError(f"TensorRT cannot be imported ({error})", remedy=entry_of("tensorrt").install) from error
 
 
 def _judged(ours: Arrays, theirs: Arrays, tolerance: Mapping[str, float], *, finite: bool) -> dict[str, Any]:

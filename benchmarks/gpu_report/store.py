@@ -7,25 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.facts import GPU_PACKAGES, packages
 from benchmarks.gpu_report.cases import ROWS
-from benchmarks.throughput.setup import packages
 from lare2_rt._version import __version__
-from lare2_rt.engines.registry import installed_version
 from lare2_rt.errors import UsageError, first_line
 from lare2_rt.host.machine import cpu_facts
 
 SCHEMA = "lare2-rt/gpu-report/1"
 # What must be the same, beside row and batch, for a case to count as measured.
 SETTINGS = ("threads", "seconds", "reference", "bundle")
-_GPU_PACKAGES = (
-    "onnxruntime-gpu",
-    "tensorrt-cu13",
-    "tensorrt-cu12",
-    "tensorrt",
-    "cuda-bindings",
-    "polygraphy",
-    "triton",
-)
 _REMEDY = "choose another --out, or --fresh, which replaces it"
 _ORDER = {row.name: number for number, row in enumerate(ROWS)}
 Record = dict[str, Any]
@@ -37,12 +27,11 @@ def new_report(gpu: Record | None, model: str, bundle: str | None) -> Record:
     Args:
         gpu: facts of the GPU; model: its name; bundle: its id, or None where it has yet to be built.
     """
-    versions = {name: installed_version(name) for name in _GPU_PACKAGES}
     return {
         "schema": SCHEMA,
         "lare2_rt": __version__,
         "machine": {"gpu": gpu, "cpu": cpu_facts()},
-        "packages": {**packages(), **{name: version for name, version in versions.items() if version is not None}},
+        "packages": packages(GPU_PACKAGES),
         "model": {"name": model, "bundle": bundle},
         "cases": [],
         "polygraphy": {"status": "not usable", "reason": "it was not asked yet"},

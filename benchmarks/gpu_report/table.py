@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.common import markdown
 from benchmarks.gpu_report.cases import EAGER
 
 _HEADINGS = (
@@ -41,15 +42,11 @@ def page(report: Mapping[str, Any]) -> str:
 
 def table(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of the table of all cases that were measured."""
-    eager = {
-        case["batch"]: case["speed"]["image_ms"]
-        for case in cases
-        if case["row"] == EAGER and case["status"] == "measured"
-    }
-    lines = [f"| {' | '.join(_HEADINGS)} |", f"|{'---|' * len(_HEADINGS)}"]
     measured = [case for case in cases if case["status"] == "measured"]
-    lines += [f"| {' | '.join(_cells(case, eager.get(case['batch'])))} |" for case in measured]
-    return lines if len(lines) > 2 else ["Nothing was measured."]
+    if not measured:
+        return ["Nothing was measured."]
+    eager = {case["batch"]: case["speed"]["image_ms"] for case in measured if case["row"] == EAGER}
+    return markdown.table(_HEADINGS, [_cells(case, eager.get(case["batch"])) for case in measured]).splitlines()
 
 
 def _cells(case: Mapping[str, Any], eager: float | None) -> list[str]:
@@ -100,4 +97,4 @@ def _opinion(opinion: Mapping[str, Any]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.1e}"
+    return "not finite" if value is None else markdown.scientific(value)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from benchmarks.common.kept import keep_file
 from benchmarks.miniature.heads import (
     Classifier,
     Examples,
@@ -55,10 +56,9 @@ def pretrained_trunk(work: Work) -> ClipBackbone:
         # Half of them as the decoder shows them, since those are what heads will judge.
         count = int(len(pixels) * _PRETRAIN_ROUNDTRIPS)
         pixels[:count] = work.round_trip(pixels[:count])
-        steps, batch, seed = work.protocol.pretrain_steps, work.protocol.pretrain_batch, work.protocol.seed
-        right = pretrain(trunk, pixels, photo, steps=steps, batch=batch, seed=seed, say=work.say)
+        right = pretrain(trunk, pixels, photo, work.protocol, work.say)
         work.note("trunk.json", {"right": right, "photographs": len(set(photo.tolist()))})
-        work.keep(file.name, lambda path: save_file(trunk.visual.state_dict(), path))
+        keep_file(file, partial(save_file, trunk.visual.state_dict()))
     trunk.visual.load_state_dict(load_file(file))
     return trunk.eval()
 
@@ -73,18 +73,17 @@ def ablation(work: Work) -> dict[str, NDArray[np.float64]]:
             if variant == "lare" and trunk != TRUNKS[0]:
                 continue  # has no trunk
             for seed in work.protocol.seeds:
-                file = work.path(f"scores-{trunk}-{variant}-{seed}.npz")
-                if not file.exists():
-                    _train_one(work, trunk, variant, seed, file)
-                with np.load(file) as kept:
-                    found.update({f"{trunk}/{variant}/{seed}/{name}": kept[name] for name in kept.files})
+                train = partial(_train_one, work, trunk, variant, seed)
+                scored = work.arrays(f"scores-{trunk}-{variant}-{seed}.npz", train)
+                found.update({f"{trunk}/{variant}/{seed}/{name}": values for name, values in scored.items()})
     return found
 
 
-def _train_one(work: Work, trunk_name: str, variant: str, seed: int, file: Path) -> None:
+def _train_one(work: Work, trunk_name: str, variant: str, seed: int) -> dict[str, NDArray[np.float64]]:
     train = work.sets("train")
     scale = scale_of(train)
-    head = _seeded_head(variant, seed)
+    torch.manual_seed(seed)
+    head = Head(variant)
     given = examples(train, (REAL, SEEN), scale)
     frozen = trunk_name == "pretrained"
     trunk = None if frozen or not head.needs_image else new_trunk(seed)
@@ -97,13 +96,8 @@ def _train_one(work: Work, trunk_name: str, variant: str, seed: int, file: Path)
         for name in sets.pictures:
             some = frozen_features(work, split, (name,)) if features is not None else None
             kept[prefix + name] = scores(classifier, examples(sets, (name,), scale), some)
-    work.keep(file.name, lambda path: _save(path, kept))
     work.say(f"head {variant}, trunk {trunk_name}, seed {seed}")
-
-
-def _seeded_head(variant: str, seed: int) -> Head:
-    torch.manual_seed(seed)
-    return Head(variant)
+    return kept
 
 
 def frozen_features(work: Work, split: str, names: tuple[str, ...]) -> Features:
@@ -116,8 +110,3 @@ def frozen_features(work: Work, split: str, names: tuple[str, ...]) -> Features:
             work.features[key] = features_of(pretrained_trunk(work), pixels)
         parts.append(work.features[key])
     return Features(torch.cat([p.embedding for p in parts], 1), torch.cat([p.layer3 for p in parts], 1))
-
-
-def _save(path: Path, arrays: dict[str, NDArray[np.float64]]) -> None:
-    with path.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]

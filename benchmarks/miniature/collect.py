@@ -16,9 +16,11 @@ import csv
 import hashlib
 import io
 import re
+import struct
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +28,11 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from benchmarks.miniature.rcc import files as rcc_files
-
 SHORT_SIDE = 256  # pixels: twice the side of the miniature's pictures
 MIN_SIDE = 128
 OUT = Path(__file__).parents[1] / "miniature_photos"
 _OPEN = re.compile(r"^(public[ -]domain|cc0|cc[ -]by([ -]sa)?([ -][\d.]+)?$)", re.IGNORECASE)
+_COMPRESSED, _FOLDER = 1, 2  # flags of Qt's resource archives
 # Folders of GCompris that hold photographs, not drawings.
 _GCOMPRIS = (
     "categorization/resource/images/",
@@ -96,6 +97,39 @@ def gcompris(package: Path) -> Iterator[Photo]:
                 name = f"{folder}/{file}"
                 if file.endswith((".webp", ".jpg")) and name in content:
                     yield Photo(f"gcompris-{_slug(name)}", content[name], subject(file), *credit)
+
+
+def rcc_files(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield path and content of every file of a Qt resource archive; layout as ``rcc`` writes it, versions 1 to 3.
+
+    Raises:
+        ValueError: not such an archive.
+    """
+    if content[:4] != b"qres":
+        raise ValueError("not a Qt resource archive")
+    version, tree, data, names = struct.unpack(">4I", content[4:20])
+    size = 14 if version < 2 else 22
+
+    def name(offset: int) -> str:
+        (length,) = struct.unpack(">H", content[names + offset : names + offset + 2])
+        begin = names + offset + 6  # length and hash precede the text
+        return content[begin : begin + 2 * length].decode("utf-16-be")
+
+    def walk(index: int, path: str) -> Iterator[tuple[str, bytes]]:
+        at = tree + index * size
+        name_offset, flags = struct.unpack(">IH", content[at : at + 6])
+        here = f"{path}/{name(name_offset)}" if index else ""
+        if flags & _FOLDER:
+            count, first = struct.unpack(">II", content[at + 6 : at + 14])
+            for child in range(first, first + count):
+                yield from walk(child, here)
+            return
+        (offset,) = struct.unpack(">I", content[at + 10 : at + 14])
+        (length,) = struct.unpack(">I", content[data + offset : data + offset + 4])
+        blob = content[data + offset + 4 : data + offset + 4 + length]
+        yield here, zlib.decompress(blob[4:]) if flags & _COMPRESSED else blob
+
+    yield from walk(0, "")
 
 
 def credits_of(readme: str) -> dict[str, Credit]:

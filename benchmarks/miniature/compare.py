@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lare2_rt.errors import UsageError
+
+_REMEDY = "name one that python -m benchmarks.miniature wrote"
 _INTERVAL = {"value", "low", "high"}
 # What says how a report came about, and costs, which are of the machine that day; ``key`` covers the data.
 _NO_FINDINGS = ("schema", "protocol", "key", "machine", "data", "cost", "shipped", "compared")
@@ -21,7 +24,7 @@ def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
         not lie inside; ``left_out``: parts that one of the two does not have.
 
     Raises:
-        ValueError: a figure that only one of the two has.
+        UsageError: a figure that only one of the two has.
     """
     names = [name for name in other if name not in _NO_FINDINGS]
     both = [name for name in names if other[name] is not None and report.get(name) is not None]
@@ -45,17 +48,17 @@ def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
 
 
 def read_other(path: Path, key: str) -> dict[str, Any]:
-    """Return a written report; ValueError when the file is none, or not of the protocol and photographs of ``key``."""
+    """Return a written report; UsageError when the file is none, or not of the protocol and photographs of ``key``."""
     try:
         report = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as a report ({error}); name one that miniature.py wrote") from None
+        raise UsageError(f"{path} cannot be read as a report ({error})", remedy=_REMEDY) from None
     if not isinstance(report, dict) or not str(report.get("schema", "")).startswith("lare2-rt/miniature/"):
-        raise ValueError(f"{path} is no report of the miniature; name one that miniature.py wrote")
+        raise UsageError(f"{path} is no report of the miniature", remedy=_REMEDY)
     if report.get("key") != key:
-        raise ValueError(
-            f"{path} is of another protocol or other photographs ({report.get('key')}, and this run is {key}); "
-            "compare reports of one"
+        raise UsageError(
+            f"{path} is of another protocol or other photographs ({report.get('key')}, and this run is {key})",
+            remedy="compare reports of one",
         )
     return report
 
@@ -79,7 +82,9 @@ def _pairs(path: str, mine: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
         yield path, one, two
         return
     if not isinstance(one, dict) or set(one) != set(two):
-        raise ValueError(f"{path} has other entries in the two reports; write both with one version of the code")
+        raise UsageError(
+            f"{path} has other entries in the two reports", remedy="write both with one version of the code"
+        )
     if set(two) == _INTERVAL:
         yield path, one, two
     for key in two:

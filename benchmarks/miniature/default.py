@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The embedded bundle out of the miniature's model folder: built, calibrated and judged with the tools that users have.
 
     python -m benchmarks.miniature.default --model FOLDER --out FOLDER [--work FOLDER] [--also LIST]
@@ -24,13 +23,14 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.common.command import RESULTS, ROOT, run_command, say
 from benchmarks.miniature.ablation import REAL
 from benchmarks.miniature.protocol import FULL, GENERATORS, QUICK, SEEN
 from benchmarks.miniature.stages import Work
+from lare2_rt.errors import UsageError
 from lare2_rt.host.atomic import write_bytes
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "benchmarks/results/miniature-default.json"
+RESULT = RESULTS / "miniature-default.json"
 SCHEMA = "lare2-rt/miniature-default/1"
 # The bundle ships as trained if the lower end of the interval of its AUC, photographs and round trips against all
 # generators, is above this; else it ships as it is when it was built, and says ``unsure`` to every picture.
@@ -61,34 +61,42 @@ _KEPT = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; exit code 0 done, 2 cannot start, else that of the command that failed."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
+    return run_command("miniature_default", lambda: _make(given))
+
+
+def _make(given: argparse.Namespace) -> int:
     if given.out.exists():
-        sys.stderr.write(f"miniature_default: {given.out} exists already; remove it or name another folder\n")
-        return 2
-    work = Work(given.work, QUICK if given.quick else FULL, lambda line: print(line, file=sys.stderr, flush=True))
+        raise UsageError(f"{given.out} exists already", remedy="remove it or name another folder")
+    work = Work(given.work, QUICK if given.quick else FULL, say)
     folder = work.path("default")
     folder.mkdir(exist_ok=True)
     try:
         lists = write_pictures(work, folder / "pictures")
         result = judge(lists, given.model, given.out, folder, also=given.also)
     except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"miniature_default: stopped by {error.cmd}, exit code {error.returncode}\n")
+        print(f"miniature_default: stopped by {error.cmd}, exit code {error.returncode}", file=sys.stderr)
         return error.returncode
     content = {"schema": SCHEMA, "key": work.key, **result}
     target = folder / "result.json" if given.quick else RESULT
     write_bytes(target, (json.dumps(content, indent=1) + "\n").encode())
-    print(f"wrote {target}", file=sys.stderr)
+    say(f"wrote {target}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="model folder, written by miniature.py --model")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle that is to ship")
-    parser.add_argument("--work", type=Path, default=ROOT / ".miniature", help="as of miniature.py")
-    parser.add_argument("--also", type=Path, help="another list of labelled images with a split test")
-    parser.add_argument("--quick", action="store_true", help="the pictures of miniature.py --quick")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    result = argparse.ArgumentParser(
+        prog="python -m benchmarks.miniature.default",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--model", type=Path, required=True, help="model folder, written by benchmarks.miniature")
+    result.add_argument("--out", type=Path, required=True, help="folder of the bundle that is to ship")
+    result.add_argument("--work", type=Path, default=ROOT / ".miniature", help="as of benchmarks.miniature")
+    result.add_argument("--also", type=Path, help="another list of labelled images with a split test")
+    result.add_argument("--quick", action="store_true", help="the pictures of benchmarks.miniature --quick")
+    return result
 
 
 def write_pictures(work: Work, folder: Path) -> dict[str, Path]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -66,33 +65,23 @@ def measure(*, rounds: int, threads: int, say: Callable[[str], None]) -> dict[st
 
 
 def _dire_step(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    adm = _adm()
+    with torch.device("meta"):
+        adm = UNet2DModel(**ADM).eval()
+    adm.to_empty(device="cpu")
+    seed_weights(adm, "adm", 0)
     picture, when = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     timed = _timed(lambda: adm(picture, when), rounds, say, "one step of DIRE")
     return {**timed, "parameters": sum(p.numel() for p in adm.parameters())}
 
 
 def _lare(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    extractor = _extractor()
+    source = SyntheticSd15()
+    prompt = source.prompt_embeds("a photo")
+    extractor = LareExtractor(source.vae(), source.unet(), source.scheduler(), prompt_embeds=prompt).eval()
     noise = draw_noise(0, 4, (4, 32, 32))
     image = torch.randint(0, 256, (1, 256, 256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     posterior, ensemble = torch.from_numpy(noise.posterior), torch.from_numpy(noise.ensemble)
     return _timed(lambda: extractor(image, posterior, ensemble), rounds, say, "LaRE, four draws")
-
-
-def _adm() -> nn.Module:
-    with torch.device("meta"):
-        network = UNet2DModel(**ADM)
-    network.to_empty(device="cpu")
-    seed_weights(network, "adm", 0)
-    eval_network: nn.Module = network.eval()
-    return eval_network
-
-
-def _extractor() -> LareExtractor:
-    source = SyntheticSd15()
-    scheduler = source.scheduler()
-    return LareExtractor(source.vae(), source.unet(), scheduler, prompt_embeds=source.prompt_embeds("a photo")).eval()
 
 
 @torch.no_grad()

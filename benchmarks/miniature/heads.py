@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.miniature.protocol import PICTURE
-from benchmarks.miniature.training import Say, cosine
+from benchmarks.miniature.protocol import PICTURE, Protocol
+from benchmarks.miniature.training import Say, cosine, descend
 from lare2_ref.clip_backbone import ClipBackbone, ClipConfig, build_visual
 from lare2_ref.egre import Ecr, Egre, EgreConfig, Esr
 from lare2_ref.mini import CLIP, EGRE
@@ -83,27 +82,28 @@ class Head(nn.Module):
         if variant in ("lare", "concat"):
             self.lare = LareNet()
             width += LareNet.width
-        if variant == "esr":
+        elif variant == "esr":
             self.esr = Esr(config)
             width += config.channels
-        if variant == "ecr":
+        elif variant == "ecr":
             self.ecr = Ecr(config)
             width += config.channels
         self.classifier = nn.Linear(width, 2)
 
     def forward(self, lare: Tensor, embedding: Tensor | None, layer3: Tensor | None) -> Tensor:
         """Return logits [N,2]."""
+        out: Tensor
         if self.variant in ("egre", "egre-v7"):
-            logits: Tensor = self.egre(lare, embedding, layer3).logits
-            return logits
-        inputs = [] if embedding is None or not self.needs_image else [embedding]
+            out = self.egre(lare, embedding, layer3).logits
+            return out
+        inputs = [embedding] if embedding is not None and self.needs_image else []
         if self.variant in ("lare", "concat"):
             inputs.append(self.lare(lare))
-        if self.variant == "esr":
+        elif self.variant == "esr":
             inputs.append(self.esr(lare, layer3)[0])
-        if self.variant == "ecr":
+        elif self.variant == "ecr":
             inputs.append(self.ecr(lare, layer3))
-        out: Tensor = self.classifier(torch.cat(inputs, dim=1))
+        out = self.classifier(torch.cat(inputs, dim=1))
         return out
 
 
@@ -130,21 +130,15 @@ def new_trunk(seed: int, config: ClipConfig = TOWER) -> ClipBackbone:
 
 
 def pretrain(
-    trunk: ClipBackbone,
-    pixels: NDArray[np.uint8],
-    photo: NDArray[np.int64],
-    *,
-    steps: int,
-    batch: int,
-    seed: int,
-    say: Say,
+    trunk: ClipBackbone, pixels: NDArray[np.uint8], photo: NDArray[np.int64], protocol: Protocol, say: Say
 ) -> float:
     """Teach the trunk to tell photographs apart, in place: from which of them a piece was cut.
 
     No picture of these photographs is ever judged. Colours are shifted, so that they do not give the answer away.
     Returns the share of right answers over the last fifty steps.
     """
-    torch.manual_seed(seed)
+    steps, batch = protocol.pretrain_steps, protocol.pretrain_batch
+    torch.manual_seed(protocol.seed)
     names = np.unique(photo)
     label = torch.from_numpy(np.searchsorted(names, photo))
     last = nn.Linear(trunk.visual.output_dim, len(names))
@@ -159,7 +153,7 @@ def pretrain(
         image = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, image.flip(3), image)
         logits = last(trunk.features(image).embedding)
         loss = F.cross_entropy(logits, label[chosen])
-        _step(optimiser, both, loss)
+        descend(optimiser, both, loss, bound=_BOUND)
         right.append(float((logits.argmax(1) == label[chosen]).float().mean()))
         if step % 100 == 0:
             say(f"trunk: step {step} of {steps}, loss {loss.item():.3f}, right {np.mean(right[-50:]):.2f}")
@@ -180,15 +174,9 @@ def features_of(trunk: ClipBackbone, pixels: Tensor) -> Features:
 
 
 def train_head(
-    classifier: Classifier,
-    examples: Examples,
-    features: Features | None,
-    *,
-    epochs: int,
-    batch: int,
-    seed: int,
-    rate: float = _RATE,
-) -> None:
+    classifier: Classifier, examples: Examples, features: Features | None,
+    *, epochs: int, batch: int, seed: int, rate: float = _RATE,
+) -> None:  # fmt: skip
     """Train in place: cross entropy, AdamW with a cosine, mirror images of picture and map together."""
     torch.manual_seed(seed)
     classifier.train()
@@ -205,7 +193,7 @@ def train_head(
             if features is not None:
                 given = (features.embedding[mirrored.long(), chosen], features.layer3[mirrored.long(), chosen])
             logits = classifier(lare, _mirror(examples.pixels[chosen], mirrored, 2), given)
-            _step(optimiser, classifier, F.cross_entropy(logits, examples.label[chosen]))
+            descend(optimiser, classifier, F.cross_entropy(logits, examples.label[chosen]), bound=_BOUND)
             step += 1
     classifier.eval()
 
@@ -225,18 +213,7 @@ def scores(classifier: Classifier, examples: Examples, features: Features | None
 
 def parameters(module: nn.Module) -> int:
     """Number of trained values."""
-    return sum(p.numel() for p in _trained(module))
-
-
-def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
-    return (p for p in module.parameters() if p.requires_grad)
-
-
-def _step(optimiser: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> None:
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(module.parameters(), _BOUND)
-    optimiser.step()
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _mirror(given: Tensor, mirrored: Tensor, axis: int) -> Tensor:

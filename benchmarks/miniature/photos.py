@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.miniature.protocol import PICTURE, SPLITS, Protocol
+from lare2_rt.errors import UsageError
 
 PHOTOS = Path(__file__).parents[1] / "miniature_photos"
 _LARGE_GROUP = 8  # a series of more photographs would dominate a split in which pictures are judged
@@ -45,13 +46,13 @@ class Pictures:
 
 
 def read_table(folder: Path = PHOTOS) -> list[Row]:
-    """Return the table; raises ValueError for a file that is missing or is not the one of the table."""
+    """Return the table; raises UsageError for a file that is missing or is not the one of the table."""
     with (folder / "photos.csv").open(newline="", encoding="utf-8") as stream:
         rows = [Row(r["file"], r["group"], r["licence"], r["sha256"]) for r in csv.DictReader(stream)]
     for row in rows:
         path = folder / row.file
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
-            raise ValueError(f"{path} is not the photograph of the table; check it out again")
+            raise UsageError(f"{path} is not the photograph of the table", remedy="check it out again")
     return rows
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.miniature.ablation import REAL, ablation
-from benchmarks.miniature.earned import beside_heads
 from benchmarks.miniature.heads import HEAD, Head, new_trunk, parameters
 from benchmarks.miniature.photos import fingerprints, open_photo, split_groups
 from benchmarks.miniature.protocol import GENERATORS, SEEN, SPLITS, TRUNKS, VARIANTS
 from benchmarks.miniature.stages import Work
-from benchmarks.miniature.stats import Resamples
+from benchmarks.miniature.stats import Floats, Resamples
 from benchmarks.miniature.sweep import by_noise, by_timestep, by_timestep_trained, complexity, re_encoding
-from benchmarks.miniature.why import why
+from benchmarks.miniature.why import beside_heads, why
+from lare2_rt.host.machine import cpu_facts
 
 SCHEMA = "lare2-rt/miniature/1"
 PAIRS = (("egre", "image"), ("egre", "concat"), ("egre-v7", "image"), ("concat", "image"), ("lare", "image"))
@@ -57,17 +57,12 @@ def data_facts(work: Work) -> dict[str, Any]:
     prints = {
         split: fingerprints([open_photo(row) for row in work.rows if of_group[row.group] == split]) for split in SPLITS
     }
-    counts = {
-        split: {
-            "photographs": sum(of_group[row.group] == split for row in work.rows),
-            "groups": sum(s == split for s in of_group.values()),
-            "pictures": sum(of_group[row.group] == split for row in work.rows) * crops,
-        }
-        for split, crops in zip(SPLITS, work.protocol.crops, strict=True)
-    }
-    licences: dict[str, int] = {}
-    for row in work.rows:
-        licences[row.licence] = licences.get(row.licence, 0) + 1
+    counts = {}
+    for split, crops in zip(SPLITS, work.protocol.crops, strict=True):
+        photographs = sum(of_group[row.group] == split for row in work.rows)
+        groups = sum(s == split for s in of_group.values())
+        counts[split] = {"photographs": photographs, "groups": groups, "pictures": photographs * crops}
+    licences = Counter(row.licence for row in work.rows)
     return {
         "splits": counts,
         "licences": dict(sorted(licences.items())),
@@ -85,7 +80,7 @@ def nearest(left: NDArray[np.bool_], right: NDArray[np.bool_]) -> int:
     return min(int(np.count_nonzero(way[:, None] != right[None], axis=2).min()) for way in (left, mirrored))
 
 
-Runs = dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]
+Runs = dict[str, list[tuple[Floats, Floats]]]
 
 
 def ablation_table(work: Work) -> dict[str, Any]:
@@ -100,7 +95,7 @@ def ablation_table(work: Work) -> dict[str, Any]:
             runs = _runs(work, kept, trunk, variant, reference)
             row[reference] = {name: _judged(resamples, pairs, group) for name, pairs in runs.items()}
         seen = _runs(work, kept, trunk, variant, REAL)[SEEN]
-        row["auc_by_seed"] = [resamples.auc([pair], group, group).value for pair in seen]
+        row["auc_by_seed"] = [resamples.auc([pair], group).value for pair in seen]
         out[f"{trunk}/{variant}"] = row
     return out
 
@@ -120,19 +115,19 @@ def differences(work: Work) -> dict[str, Any]:
                 _runs(work, kept, TRUNKS[0] if variant == "lare" else trunk, variant, REAL) for variant in (one, other)
             ]
             out[f"{trunk}: {one} − {other}"] = {
-                kind: resamples.auc_difference(runs[0][kind], runs[1][kind], group, group).as_dict()
+                kind: resamples.auc_difference(runs[0][kind], runs[1][kind], group).as_dict()
                 for kind in (SEEN, "unseen")
             }
     return out
 
 
-def _trained(kept: dict[str, NDArray[np.float64]]) -> list[tuple[str, str]]:
+def _trained(kept: dict[str, Floats]) -> list[tuple[str, str]]:
     """Trunk and variant of everything that was trained, in the protocol's order."""
     names = {tuple(key.split("/")[:2]) for key in kept}
     return [(trunk, variant) for trunk in TRUNKS for variant in VARIANTS if (trunk, variant) in names]
 
 
-def _runs(work: Work, kept: dict[str, NDArray[np.float64]], trunk: str, variant: str, reference: str) -> Runs:
+def _runs(work: Work, kept: dict[str, Floats], trunk: str, variant: str, reference: str) -> Runs:
     """Scores of ``reference`` and of every generator, a pair a seed; ``unseen`` has those of all unseen generators."""
     runs = {
         name: [
@@ -144,13 +139,8 @@ def _runs(work: Work, kept: dict[str, NDArray[np.float64]], trunk: str, variant:
     return {**runs, "unseen": [pair for name in GENERATORS if name != SEEN for pair in runs[name]]}
 
 
-def _judged(
-    resamples: Resamples, pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]], group: NDArray[np.int64]
-) -> dict[str, Any]:
-    return {
-        "auc": resamples.auc(pairs, group, group).as_dict(),
-        "accuracy": resamples.accuracy(pairs, group, group).as_dict(),
-    }
+def _judged(resamples: Resamples, pairs: list[tuple[Floats, Floats]], group: NDArray[np.int64]) -> dict[str, Any]:
+    return {"auc": resamples.auc(pairs, group).as_dict(), "accuracy": resamples.accuracy(pairs, group, group).as_dict()}
 
 
 def _size(variant: str) -> dict[str, int]:
@@ -161,17 +151,8 @@ def _size(variant: str) -> dict[str, int]:
 def _machine() -> dict[str, Any]:
     packages = ("torch", "diffusers", "open_clip_torch", "numpy", "pillow")
     return {
-        "processor": _processor(),
+        "processor": cpu_facts()["cpu"],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        return names[0] if names else platform.processor()
-    except OSError:
-        return platform.processor() or "unknown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.miniature import unet as unet_training
-from benchmarks.miniature import vae as vae_training
-from benchmarks.miniature.lare import Extraction, as_the_runtime_sees, noises
+from benchmarks.common.kept import keep_arrays, keep_file, kept_arrays
+from benchmarks.miniature import unet as unet_training, vae as vae_training
 from benchmarks.miniature.photos import Pictures, cut, quarters, read_table, split_groups
 from benchmarks.miniature.protocol import ENSEMBLE, GENERATORS, SEEN, SPLITS, STEPS, TIMESTEP, Protocol, key_of
 from benchmarks.miniature.training import Say, as_pictures, as_tensor
+from benchmarks.miniature.unet import Extraction, as_the_runtime_sees, noises
 from lare2_ref.mini import UNET, VAE
 from lare2_ref.sources import default_model_folder, open_model_folder
 
@@ -69,19 +69,25 @@ class Work:
         """Return where a result is kept."""
         return self.folder / name
 
-    def keep(self, name: str, write: Callable[[Path], object]) -> None:
-        """Write a result under a temporary name first, so that a kill leaves none."""
-        partial = self.path(f"partial-{name}")
-        write(partial)
-        partial.replace(self.path(name))
-
     def note(self, name: str, facts: object) -> None:
         """Keep facts as JSON."""
-        self.keep(name, lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
+        keep_file(self.path(name), lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
 
     def facts(self, name: str) -> Any:  # noqa: ANN401 - what ``note`` was given
         """Return kept facts."""
         return json.loads(self.path(name).read_text())
+
+    def once(self, name: str, make: Callable[[], object]) -> Any:  # noqa: ANN401
+        """Return facts that are made where they are not kept."""
+        if not self.path(name).exists():
+            self.note(name, make())
+        return self.facts(name)
+
+    def arrays(self, name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+        """Return arrays that are made where they are not kept."""
+        if not self.path(name).exists():
+            keep_arrays(self.path(name), make())
+        return kept_arrays(self.path(name))
 
     def cut(self, split: str) -> Pictures:
         """Return the pictures of a split; cut once a run, since that takes up to a minute."""
@@ -109,7 +115,7 @@ class Work:
             del vae.decoder, vae.post_quant_conv
             state = nn.ModuleDict({"vae": vae, "decoder": decoder}).half().state_dict()
             self.note("autoencoder.json", facts)
-            self.keep(file.name, lambda path: save_file(state, path))
+            keep_file(file, partial(save_file, state))
         vae = AutoencoderKL(**{**VAE, "scaling_factor": 1.0})
         del vae.decoder, vae.post_quant_conv
         decoder = vae_training.Decoder()
@@ -151,7 +157,7 @@ class Work:
                 unet.train()
             self.note("unet.json", curves)
             state = unet.half().state_dict()
-            self.keep(file.name, lambda path: save_file(state, path))
+            keep_file(file, partial(save_file, state))
             for size in (16, 32):
                 self.path(f"unet-{size}.checkpoint").unlink(missing_ok=True)
         unet = UNet2DConditionModel(**UNET)
@@ -178,30 +184,21 @@ class Work:
         return self._sets[split]
 
     def _read_sets(self, split: str) -> Sets:
-        pictures = self._pictures(split)
-        file = self.path(f"lare-{split}.npz")
-        if not file.exists():
-            noise = noises(ENSEMBLE)
-            found: dict[str, NDArray[np.float32]] = {}
-            for name in pictures:
-                if name not in ("photo", "group"):
-                    latent = self.extraction.encode(as_the_runtime_sees(pictures[name]), noise)
-                    found[f"energy-{name}"] = self.extraction.energy(latent)
-                    found[f"lare-{name}"] = self.extraction.maps(latent, noise.ensemble, TIMESTEP)
-                    self.say(f"LaRE of {split}, {name}")
-            self.keep(file.name, lambda path: _save_arrays(path, found))
-        with np.load(file) as kept:
-            lare = {name: kept[f"lare-{name}"] for name in pictures if name not in ("photo", "group")}
-            energy = {name: kept[f"energy-{name}"] for name in lare}
-        return Sets({name: pictures[name] for name in lare}, lare, energy, pictures["photo"], pictures["group"])
+        pictures = self.arrays(f"pictures-{split}.npz", partial(self._generate, split))
+        photo, group = pictures.pop("photo"), pictures.pop("group")
+        kept = self.arrays(f"lare-{split}.npz", partial(self._extract, split, pictures))
+        lare, energy = ({name: kept[f"{kind}-{name}"] for name in pictures} for kind in ("lare", "energy"))
+        return Sets(pictures, lare, energy, photo, group)
 
-    def _pictures(self, split: str) -> dict[str, NDArray[Any]]:
-        file = self.path(f"pictures-{split}.npz")
-        if not file.exists():
-            found = self._generate(split)
-            self.keep(file.name, lambda path: _save_arrays(path, found))
-        with np.load(file) as kept:
-            return {name: kept[name] for name in kept.files}
+    def _extract(self, split: str, pictures: Mapping[str, NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        noise = noises(ENSEMBLE)
+        found: dict[str, NDArray[np.float32]] = {}
+        for name, pixels in pictures.items():
+            latent = self.extraction.encode(as_the_runtime_sees(pixels), noise)
+            found[f"energy-{name}"] = self.extraction.energy(latent)
+            found[f"lare-{name}"] = self.extraction.maps(latent, noise.ensemble, TIMESTEP)
+            self.say(f"LaRE of {split}, {name}")
+        return found
 
     @torch.no_grad()
     def _generate(self, split: str) -> dict[str, NDArray[Any]]:
@@ -238,8 +235,3 @@ class Work:
     def _decode(self, latent: Tensor) -> NDArray[np.uint8]:
         _, decoder = self.autoencoder
         return np.concatenate([as_pictures(decoder(latent[k : k + 128])) for k in range(0, len(latent), 128)])
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with path.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Groups = NDArray[np.int64]
+Runs = Sequence[tuple[Floats, Floats]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +49,32 @@ class Resamples:
 
     def mean(self, values: Floats, groups: Groups) -> Estimate:
         """Mean of values, photographs resampled."""
+        return self.interval(float(values.mean()), self._means(values, groups))
+
+    def _means(self, values: Floats, groups: Groups) -> Floats:
         size = len(self.names)
         sums = np.bincount(self.index(groups), values, size)
         counts = np.bincount(self.index(groups), minlength=size)
-        return self.interval(float(values.mean()), self.weights @ sums / (self.weights @ counts))
+        means: Floats = self.weights @ sums / (self.weights @ counts)
+        return means
 
-    def auc(self, runs: Sequence[tuple[Floats, Floats]], negative: Groups, positive: Groups) -> Estimate:
-        """Mean over runs (seeds) of the area under the curve of (scores of negatives, scores of positives)."""
+    def auc(self, runs: Runs, negative: Groups, positive: Groups | None = None) -> Estimate:
+        """Mean over runs (seeds) of the area under the curve of (scores of negatives, scores of positives).
+
+        Args:
+            negative, positive: group of each picture; the same for both where one is given.
+        """
         return self.interval(*self._auc(runs, negative, positive))
 
-    def auc_difference(
-        self,
-        runs: Sequence[tuple[Floats, Floats]],
-        others: Sequence[tuple[Floats, Floats]],
-        negative: Groups,
-        positive: Groups,
-    ) -> Estimate:
+    def auc_difference(self, runs: Runs, others: Runs, negative: Groups, positive: Groups | None = None) -> Estimate:
         """The area of ``runs`` minus that of ``others`` on the same pictures, photographs resampled for both alike."""
         value, resampled = self._auc(runs, negative, positive)
         other, other_resampled = self._auc(others, negative, positive)
         return self.interval(value - other, resampled - other_resampled)
 
-    def _auc(self, runs: Sequence[tuple[Floats, Floats]], negative: Groups, positive: Groups) -> tuple[float, Floats]:
+    def _auc(self, runs: Runs, negative: Groups, positive: Groups | None) -> tuple[float, Floats]:
         size = len(self.names)
+        positive = negative if positive is None else positive
         rows, columns = self.index(negative), self.index(positive)
         wins = np.zeros((size, size))
         for below, above in runs:
@@ -83,19 +87,11 @@ class Resamples:
         resampled = np.einsum("rg,gh,rh->r", w, wins, w) / ((w @ n_rows) * (w @ n_columns))
         return float(value), resampled
 
-    def accuracy(self, runs: Sequence[tuple[Floats, Floats]], negative: Groups, positive: Groups) -> Estimate:
+    def accuracy(self, runs: Runs, negative: Groups, positive: Groups) -> Estimate:
         """Mean over runs of the share of right answers at probability 0.5, both classes weighing the same."""
         false = np.mean([(below > 0).astype(np.float64) for below, _ in runs], axis=0)
         true = np.mean([(above > 0).astype(np.float64) for _, above in runs], axis=0)
-        size = len(self.names)
-
-        def resampled(values: Floats, groups: Groups) -> Floats:
-            sums = np.bincount(self.index(groups), values, size)
-            counts = np.bincount(self.index(groups), minlength=size)
-            share: Floats = self.weights @ sums / (self.weights @ counts)
-            return share
-
-        both = (1 - resampled(false, negative) + resampled(true, positive)) / 2
+        both = (1 - self._means(false, negative) + self._means(true, positive)) / 2
         return self.interval(float((1 - false.mean() + true.mean()) / 2), both)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from benchmarks.miniature.ablation import REAL, scale_of
 from benchmarks.miniature.heads import Classifier, Examples, Head, scores, train_head
-from benchmarks.miniature.lare import as_the_runtime_sees, noises
 from benchmarks.miniature.protocol import ENSEMBLES, GENERATORS, JPEG_QUALITY, SEEN, TIMESTEP, TIMESTEPS
 from benchmarks.miniature.stages import Sets, Work
 from benchmarks.miniature.stats import Complexity, Resamples, cohens_d, paired_dz
+from benchmarks.miniature.unet import as_the_runtime_sees, noises
 from lare2_rt.bundle.noise import Noise
 
 _LARGEST = max(ENSEMBLES)
@@ -26,27 +27,28 @@ Maps = NDArray[np.float32]
 
 def by_timestep(work: Work) -> dict[str, Any]:
     """Return, for every timestep and set of the test pictures, mean LaRE and how it differs from real pictures."""
-    file = work.path("timesteps.json")
-    if not file.exists():
-        sets = work.sets("test")
-        chosen = _some(sets, work.protocol.sweep)
-        noise = noises(4)
-        latents = {n: work.extraction.encode(as_the_runtime_sees(p[chosen]), noise) for n, p in sets.pictures.items()}
-        seen = work.seen_whole()
-        own = np.linspace(0, len(seen.photo) - 1, work.protocol.sweep).astype(int)
-        latents["memorised"] = work.extraction.encode(as_the_runtime_sees(seen.pixels[own]), noise)
-        groups = {name: seen.group[own] if name == "memorised" else sets.group[chosen] for name in latents}
-        resamples = Resamples(np.concatenate(list(groups.values())), count=work.protocol.bootstrap)
-        found: dict[str, Any] = {}
-        for timestep in TIMESTEPS:
-            means = {
-                name: work.extraction.maps(latent, noise.ensemble, timestep).mean((1, 2, 3)).astype(np.float64)
-                for name, latent in latents.items()
-            }
-            found[str(timestep)] = {name: _against(resamples, name, means, groups) for name in means}
-            work.say(f"timestep {timestep}")
-        work.note(file.name, found)
-    return dict(work.facts(file.name))
+    return dict(work.once("timesteps.json", partial(_by_timestep, work)))
+
+
+def _by_timestep(work: Work) -> dict[str, Any]:
+    sets = work.sets("test")
+    chosen = _some(sets, work.protocol.sweep)
+    noise = noises(4)
+    latents = {n: work.extraction.encode(as_the_runtime_sees(p[chosen]), noise) for n, p in sets.pictures.items()}
+    seen = work.seen_whole()
+    own = np.linspace(0, len(seen.photo) - 1, work.protocol.sweep).astype(int)
+    latents["memorised"] = work.extraction.encode(as_the_runtime_sees(seen.pixels[own]), noise)
+    groups = {name: seen.group[own] if name == "memorised" else sets.group[chosen] for name in latents}
+    resamples = Resamples(np.concatenate(list(groups.values())), count=work.protocol.bootstrap)
+    found: dict[str, Any] = {}
+    for timestep in TIMESTEPS:
+        means = {
+            name: work.extraction.maps(latent, noise.ensemble, timestep).mean((1, 2, 3)).astype(np.float64)
+            for name, latent in latents.items()
+        }
+        found[str(timestep)] = {name: _against(resamples, name, means, groups) for name in means}
+        work.say(f"timestep {timestep}")
+    return found
 
 
 def _against(
@@ -68,27 +70,28 @@ def _against(
 
 def re_encoding(work: Work) -> dict[str, Any]:
     """Return what JPEG does to mean LaRE, and to its area, where both classes are re-encoded alike."""
-    file = work.path("re-encoding.json")
-    if not file.exists():
-        sets = work.sets("test")
-        chosen = _some(sets, work.protocol.sweep)
-        group = sets.group[chosen]
-        resamples = Resamples(group, count=work.protocol.bootstrap)
-        noise = noises(4)
-        plain = {name: mean_lare(sets, name)[chosen] for name in sets.pictures}
-        coded = {}
-        for name, pixels in sets.pictures.items():
-            latent = work.extraction.encode(as_the_runtime_sees(_as_jpeg(pixels[chosen])), noise)
-            coded[name] = work.extraction.maps(latent, noise.ensemble, TIMESTEP).mean((1, 2, 3)).astype(np.float64)
-        found: dict[str, Any] = {}
-        for name in sets.pictures:
-            found[name] = {"plain": float(plain[name].mean()), "jpeg": resamples.mean(coded[name], group).as_dict()}
-            if name != REAL:
-                for kind, means in (("plain", plain), ("jpeg", coded)):
-                    area = resamples.auc([(-means[REAL], -means[name])], group, group)
-                    found[name][f"auc_{kind}"] = area.as_dict()
-        work.note(file.name, found)
-    return dict(work.facts(file.name))
+    return dict(work.once("re-encoding.json", partial(_re_encoding, work)))
+
+
+def _re_encoding(work: Work) -> dict[str, Any]:
+    sets = work.sets("test")
+    chosen = _some(sets, work.protocol.sweep)
+    group = sets.group[chosen]
+    resamples = Resamples(group, count=work.protocol.bootstrap)
+    noise = noises(4)
+    plain = {name: mean_lare(sets, name)[chosen] for name in sets.pictures}
+    coded = {}
+    for name, pixels in sets.pictures.items():
+        latent = work.extraction.encode(as_the_runtime_sees(_as_jpeg(pixels[chosen])), noise)
+        coded[name] = work.extraction.maps(latent, noise.ensemble, TIMESTEP).mean((1, 2, 3)).astype(np.float64)
+    found: dict[str, Any] = {}
+    for name in sets.pictures:
+        found[name] = {"plain": float(plain[name].mean()), "jpeg": resamples.mean(coded[name], group).as_dict()}
+        if name != REAL:
+            for kind, means in (("plain", plain), ("jpeg", coded)):
+                area = resamples.auc([(-means[REAL], -means[name])], group)
+                found[name][f"auc_{kind}"] = area.as_dict()
+    return found
 
 
 def _as_jpeg(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -102,32 +105,34 @@ def _as_jpeg(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def by_noise(work: Work) -> dict[str, Any]:
     """Return areas for 1 to 8 fixed draws and for draws of every picture's own, of the mean and of a network."""
-    file = work.path("noise.json")
-    if not file.exists():
-        noise = noises(_LARGEST)
-        latents = _latents(work, noise)
-        maps = {kind: _errors(work, kind, latents, noise) for kind in ("fixed", "per-image")}
-        found: dict[str, Any] = {}
-        for count in ENSEMBLES:
-            found[f"fixed {count}"] = _judge(work, {k: v[:, :count].mean(1) for k, v in maps["fixed"].items()})
-        found["per-image 4"] = _judge(work, {k: v[:, :4].mean(1) for k, v in maps["per-image"].items()})
-        work.note(file.name, found)
-    return dict(work.facts(file.name))
+    return dict(work.once("noise.json", partial(_by_noise, work)))
+
+
+def _by_noise(work: Work) -> dict[str, Any]:
+    noise = noises(_LARGEST)
+    latents = _latents(work, noise)
+    maps = {kind: _errors(work, kind, latents, noise) for kind in ("fixed", "per-image")}
+    found: dict[str, Any] = {}
+    for count in ENSEMBLES:
+        found[f"fixed {count}"] = _judge(work, {k: v[:, :count].mean(1) for k, v in maps["fixed"].items()})
+    found["per-image 4"] = _judge(work, {k: v[:, :4].mean(1) for k, v in maps["per-image"].items()})
+    return found
 
 
 def by_timestep_trained(work: Work) -> dict[str, Any]:
     """Return areas of a network on maps of several timesteps, four fixed draws: the paper's Fig. 6 in miniature."""
-    file = work.path("timesteps-trained.json")
-    if not file.exists():
-        found = {}
-        noise = noises(4)
-        latents = _latents(work, noise)
-        for timestep in (50, TIMESTEP, 400, 800):
-            maps = {key: work.extraction.maps(latent, noise.ensemble, timestep) for key, latent in latents.items()}
-            found[str(timestep)] = _judge(work, maps)
-            work.say(f"network on maps of timestep {timestep}")
-        work.note(file.name, found)
-    return dict(work.facts(file.name))
+    return dict(work.once("timesteps-trained.json", partial(_by_timestep_trained, work)))
+
+
+def _by_timestep_trained(work: Work) -> dict[str, Any]:
+    found = {}
+    noise = noises(4)
+    latents = _latents(work, noise)
+    for timestep in (50, TIMESTEP, 400, 800):
+        maps = {key: work.extraction.maps(latent, noise.ensemble, timestep) for key, latent in latents.items()}
+        found[str(timestep)] = _judge(work, maps)
+        work.say(f"network on maps of timestep {timestep}")
+    return found
 
 
 def _wanted(work: Work) -> list[tuple[str, str, NDArray[np.int64]]]:
@@ -185,8 +190,8 @@ def _judge(work: Work, maps: dict[str, Maps]) -> dict[str, Any]:
     for name in GENERATORS:
         runs = [(r, scores(n, given("test", (name,)), None)) for r, n in zip(real, networks, strict=True)]
         means = [-maps[f"test/{which}"].mean((1, 2, 3)).astype(np.float64) for which in (REAL, name)]
-        plain = resamples.auc([(means[0], means[1])], groups["test"], groups["test"])
-        area = resamples.auc(runs, groups["test"], groups["test"])
+        plain = resamples.auc([(means[0], means[1])], groups["test"])
+        area = resamples.auc(runs, groups["test"])
         out[name] = {"mean": plain.as_dict(), "network": area.as_dict()}
     return out
 
@@ -210,9 +215,8 @@ def complexity(work: Work) -> dict[str, Any]:
         for kind, value in kinds.items():
             for name in GENERATORS:
                 runs = [(-value(test, reference), -value(test, name))]
-                out.setdefault(reference, {}).setdefault(kind, {})[name] = resamples.auc(
-                    runs, test.group, test.group
-                ).as_dict()
+                area = resamples.auc(runs, test.group)
+                out.setdefault(reference, {}).setdefault(kind, {})[name] = area.as_dict()
     return out
 
 

@@ -32,6 +32,14 @@ def cosine(optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int,
         group["lr"] = rate * min(1.0, (step + 1) / warm) * part
 
 
+def descend(optimiser: torch.optim.Optimizer, module: nn.Module, loss: Tensor, *, bound: float) -> None:
+    """Take one step down the gradient, whose norm is cut at ``bound``."""
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(module.parameters(), bound)
+    optimiser.step()
+
+
 @torch.no_grad()
 def average(averaged: nn.Module, live: nn.Module, keep: float) -> None:
     """Move the running average of all parameters towards the live ones."""

@@ -1,23 +1,32 @@
-"""The miniature's noise-prediction network: the UNet of ``mini`` on latents of photographs, and sampling with it."""
+"""The miniature's UNet, that of ``mini`` on latents of photographs: training, sampling, LaRE."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.miniature.training import Say, average, cosine
+from benchmarks.common.kept import keep_file
+from benchmarks.miniature.protocol import IMAGE_SIZE
+from benchmarks.miniature.training import Say, average, cosine, descend
+from benchmarks.miniature.vae import encode_half
 from lare2_ref.mini import SCHEDULE, UNET, seed_weights
+from lare2_rt.bundle.noise import Noise, draw_noise
+from lare2_rt.pixels.preprocess import squash
 
 _RATE = 1e-3
 _CHECKPOINT_STEPS = 100
 _LONGEST = 4.0  # predicted latents are cut at this many deviations while sampling
+_LATENT = (4, 32, 32)
+_BATCH = 24  # pictures whose LaRE is computed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +115,7 @@ def train(
         noise = torch.randn(batch, *shape, generator=generator)
         level = table[timestep].view(-1, 1, 1, 1)
         loss = (predict(unet, level.sqrt() * clean + (1 - level).sqrt() * noise, timestep, prompt) - noise).square()
-        optimiser.zero_grad()
-        loss.mean().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimiser.step()
+        descend(optimiser, unet, loss.mean(), bound=1.0)
         average(averaged, unet, min(0.9985, (1 + step) / (10 + step)))
         running += (loss.mean().item() - running) * max(0.02, 1 / (step + 1))
         if step % 100 == 0 or step == steps - 1:
@@ -118,15 +124,9 @@ def train(
         if (step + 1) % _CHECKPOINT_STEPS == 0 or step + 1 == steps:
             networks = {"live": unet, "averaged": averaged, "optimiser": optimiser}
             facts = {"generator": generator.get_state(), "curve": curve, "running": running, "step": step + 1}
-            _save(checkpoint, {**{name: n.state_dict() for name, n in networks.items()}, **facts})
+            content = {**{name: n.state_dict() for name, n in networks.items()}, **facts}
+            keep_file(checkpoint, partial(torch.save, content))
     return averaged, curve
-
-
-def _save(path: Path, content: dict[str, Any]) -> None:
-    """A kill while writing leaves the checkpoint before."""
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.replace(path)
 
 
 @torch.no_grad()
@@ -160,3 +160,62 @@ def sample(unet: UNet2DConditionModel, start: Tensor, timesteps: list[int], prom
 def spaced(steps: int, first: int) -> list[int]:
     """Evenly spaced timesteps from ``first`` down, ending half a step above zero."""
     return [int(t) for t in np.linspace(first, first / steps * 0.5, steps).round()]
+
+
+def noises(ensemble: int, seed: int = 0) -> Noise:
+    """Return the noise that a bundle of this seed holds."""
+    return draw_noise(seed, ensemble, _LATENT)
+
+
+def as_the_runtime_sees(pixels: NDArray[np.uint8]) -> Tensor:
+    """uint8 [N,h,w,3] -> float32 [N,3,128,128] in [-1,1]: squashed to 256 as any file, then the mean of 2×2 pixels,
+    which is what the encoder's first stage is.
+    """
+    whole = torch.from_numpy(np.stack([squash(Image.fromarray(picture), IMAGE_SIZE) for picture in pixels]))
+    scaled = (whole.permute(0, 3, 1, 2).float() / 255 - 0.5) * 2
+    return torch.nn.functional.avg_pool2d(scaled, 2)
+
+
+class Extraction:
+    """The two networks and the prompt's embedding [1,tokens,width]."""
+
+    def __init__(self, vae: AutoencoderKL, unet: UNet2DConditionModel, prompt: Tensor) -> None:
+        self.vae, self.unet, self.prompt = vae, unet, prompt
+
+    @torch.no_grad()
+    def encode(self, halves: Tensor, noise: Noise) -> Tensor:
+        """Return latents [N,4,32,32], the posterior sampled with the bundle's draw."""
+        draw = torch.from_numpy(noise.posterior)
+        parts = []
+        for k in range(0, len(halves), 64):
+            mean, log_variance = encode_half(self.vae, halves[k : k + 64])
+            parts.append(mean + torch.exp(0.5 * log_variance) * draw)
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def maps(self, latent: Tensor, ensemble: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
+        """Return LaRE [N,4,32,32]: the squared error of the predicted noise, averaged over the draws [E,4,32,32]."""
+        errors = self.errors(latent, ensemble[None].repeat(len(latent), 0), timestep)
+        return np.asarray(errors.mean(axis=1))
+
+    @torch.no_grad()
+    def errors(self, latent: Tensor, noise: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
+        """Return squared errors [N,E,4,32,32] under draws [N,E,4,32,32] of each picture's own."""
+        level = alpha_bars()[timestep]
+        out = np.empty(noise.shape, np.float32)
+        for k in range(0, len(latent), _BATCH):
+            z = latent[k : k + _BATCH]
+            for e in range(noise.shape[1]):
+                draw = torch.from_numpy(noise[k : k + _BATCH, e])
+                noisy = level.sqrt() * z + (1 - level).sqrt() * draw
+                steps = torch.full((len(z),), timestep)
+                out[k : k + _BATCH, e] = (predict(self.unet, noisy, steps, self.prompt) - draw).square().numpy()
+        return out
+
+    @staticmethod
+    def energy(latent: Tensor) -> NDArray[np.float32]:
+        """Return float32 [N]: the mean absolute difference of latent neighbours, a measure of how busy a picture is."""
+        rows = (latent[..., 1:, :] - latent[..., :-1, :]).abs().mean((1, 2, 3))
+        columns = (latent[..., 1:] - latent[..., :-1]).abs().mean((1, 2, 3))
+        array: NDArray[np.float32] = (rows + columns).numpy()
+        return array

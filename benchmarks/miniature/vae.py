@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.miniature.training import Say, as_tensor, average, cosine
+from benchmarks.miniature.training import Say, as_tensor, average, cosine, descend
 from lare2_ref.mini import VAE
 
 PATCH, COLOURS, LATENT = 4, 3, 4
@@ -93,14 +93,10 @@ def new_autoencoder(components: Components) -> AutoencoderKL:
     """
     vae = AutoencoderKL(**{**VAE, "scaling_factor": 1.0})
     encoder = vae.encoder
-    for module in encoder.modules():
-        for name in ("conv2",):
-            if hasattr(module, name):
-                nn.init.zeros_(getattr(module, name).weight)
-                nn.init.zeros_(getattr(module, name).bias)
-    out = encoder.mid_block.attentions[0].to_out[0]
-    nn.init.zeros_(out.weight)
-    nn.init.zeros_(out.bias)
+    branches = [module.conv2 for module in encoder.modules() if hasattr(module, "conv2")]
+    for last in (*branches, encoder.mid_block.attentions[0].to_out[0]):
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
     _set(encoder.conv_in, {(c, c, 1, 1): 1.0 for c in range(COLOURS)})
     halve = encoder.down_blocks[0].downsamplers[0].conv
     taps = [(dy, dx) for dy in (0, 1) for dx in (0, 1)]
@@ -205,10 +201,7 @@ def train(
         y = decoder(mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean))
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = _distance(y, x) + 1e-3 * kl
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimiser.step()
+        descend(optimiser, trained, loss, bound=1.0)
         average(averaged, live, min(0.995, (1 + step) / (10 + step)))
         if step % 50 == 0:
             say(f"autoencoder: step {step} of {steps}, loss {loss.item():.4f}")

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Write the measured tables into README.md and docs/ from the committed reports, and the plot beside them.
+"""Write the tables of README.md and docs/ from the committed reports and from the code, and the plot beside them.
 
     python -m benchmarks.render [--check]
 
@@ -18,25 +17,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.render.claim import claim
-from benchmarks.render.components import TABLES
-from benchmarks.render.default import DEFAULT
-from benchmarks.render.markdown import THROUGHPUT, row_list
-from benchmarks.render.miniature import AGAIN, MINIATURE
-from benchmarks.render.parity import PARITY
-from benchmarks.render.plot import svg
-from benchmarks.render.profile import FIDELITY, FIDELITY_MINI, PROFILE
+from benchmarks.common.command import ROOT, run_command
+from benchmarks.common.facts import PACKAGES
+from benchmarks.render.claim import CLAIM, svg
+from benchmarks.render.columns import SCHEMA_FILE, TABLES as COLUMNS, schema_text
+from benchmarks.render.fidelity import FIDELITY, FIDELITY_MINI, PARITY
+from benchmarks.render.miniature import AGAIN, DEFAULT, MINIATURE
+from benchmarks.render.profile import PROFILE
+from benchmarks.render.throughput import THROUGHPUT, row_list
 from benchmarks.throughput.rows import ROWS
-from benchmarks.throughput.setup import PACKAGES
-from lare2_rt.errors import Lare2Error, UsageError
+from lare2_rt.errors import UsageError
 from lare2_rt.host.atomic import write_bytes
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "synthetic-sd15"
 PLOT = "docs/throughput.svg"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 _SOURCES = {
-    "throughput": {"claim": claim, **THROUGHPUT, **TABLES},
+    "throughput": CLAIM | THROUGHPUT,
     "profile": PROFILE,
     "fidelity": FIDELITY,
     "fidelity-mini": FIDELITY_MINI,
@@ -45,44 +42,50 @@ _SOURCES = {
     "miniature-again": AGAIN,
     "miniature-default": DEFAULT,
 }
+_OF_CODE = {"rows": row_list, **COLUMNS}  # need no report
 # How each report is measured, for a table that has none yet.
 _COMMANDS = {
-    "throughput": "benchmarks/throughput/__main__.py --model-synthetic sd15",
-    "profile": "benchmarks/throughput/__main__.py --model-synthetic sd15 --profile",
-    "fidelity": "benchmarks/fidelity.py --model-synthetic sd15 --images DIR",
-    "fidelity-mini": "benchmarks/fidelity.py --images DIR --limit 247",
-    "parity": "benchmarks/parity.py --images DIR --bundle BUNDLE --synthetic sd15",
-    "miniature": "benchmarks/miniature/__main__.py",
+    "throughput": "throughput --model-synthetic sd15",
+    "profile": "throughput --model-synthetic sd15 --profile",
+    "fidelity": "fidelity --model-synthetic sd15 --images DIR",
+    "fidelity-mini": "fidelity --images DIR --limit 247",
+    "parity": "parity --images DIR --bundle BUNDLE --synthetic sd15",
+    "miniature": "miniature",
     "miniature-again": (
-        "benchmarks/miniature/__main__.py --work FOLDER --out benchmarks/results/miniature-again.json "
+        "miniature --work FOLDER --out benchmarks/results/miniature-again.json "
         "--compare benchmarks/results/miniature.json"
     ),
-    "miniature-default": "benchmarks/miniature/default.py --model FOLDER --out FOLDER",
+    "miniature-default": "miniature.default --model FOLDER --out FOLDER",
 }
 # Reports of the embedded model; the others are of ``MODEL``.
 _SMALL = ("fidelity-mini", "miniature", "miniature-again", "miniature-default")
-# Reports with an entry for each row of throughput.py, or for some of them.
+# Reports with an entry for each row of the throughput benchmark, or for some of them.
 _BY_ROW = ("throughput", "profile", "fidelity", "fidelity-mini")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; exit code 0 written or as it should be, 1 ``--check`` found a difference, 2 failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when something is out of date")
-    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    try:
-        changed = changes(given.root)
-        for path, content in changed.items():
-            if given.check:
-                print(f"{path.relative_to(given.root)} is out of date; run python -m benchmarks.render")
-            else:
-                write_bytes(path, content)
-                print(f"wrote {path.relative_to(given.root)}")
-    except Lare2Error as error:
-        print(f"render_tables: {error}", file=sys.stderr)
-        return 2
-    return 1 if given.check and changed else 0
+    given = parser().parse_args(arguments)
+    return run_command("render", lambda: _render(given.root, check=given.check))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    result = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__.splitlines()[0])
+    result.add_argument("--check", action="store_true", help="write nothing; fail when something is out of date")
+    result.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    return result
+
+
+def _render(root: Path, *, check: bool) -> int:
+    changed = changes(root)
+    for path, content in changed.items():
+        if check:
+            print(f"{path.relative_to(root)} is out of date; run python -m benchmarks.render")
+        else:
+            write_bytes(path, content)
+            print(f"wrote {path.relative_to(root)}")
+    return 1 if check and changed else 0
 
 
 def changes(root: Path) -> dict[Path, bytes]:
@@ -97,6 +100,8 @@ def changes(root: Path) -> dict[Path, bytes]:
     for page in (root / "README.md", *sorted((root / "docs").glob("**/*.md"))):
         text = page.read_bytes().decode()  # not read_text, which would change line ends
         wanted[page] = rendered(text, page.name, reports).encode()
+    if (schema := root / SCHEMA_FILE).parent.is_dir():
+        wanted[schema] = schema_text().encode()
     plot = root / PLOT
     report = reports["throughput"]
     if report is not None and not _plotted(plot, digest := digest_of(report)):
@@ -123,15 +128,15 @@ def rendered(text: str, page: str, reports: dict[str, dict[str, Any] | None]) ->
 
 def table(name: str, page: str, reports: dict[str, dict[str, Any] | None]) -> str:
     """Return the Markdown of one table, or the line that says how to measure it; raises UsageError."""
-    if name == "rows":
-        return row_list()
+    if name in _OF_CODE:
+        return _OF_CODE[name]()
     for kind, tables in _SOURCES.items():
         if name in tables:
             report = reports[kind]
             if report is None:
-                return f"*Not measured yet: `python {_COMMANDS[kind]}`.*"
+                return f"*Not measured yet: `python -m benchmarks.{_COMMANDS[kind]}`.*"
             return tables[name](report)
-    known = ", ".join(["rows", *(name for tables in _SOURCES.values() for name in tables)])
+    known = ", ".join([*_OF_CODE, *(name for tables in _SOURCES.values() for name in tables)])
     raise UsageError(f"{page} asks for a table {name!r}, which does not exist", remedy=f"tables are {known}")
 
 

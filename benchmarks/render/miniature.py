@@ -1,11 +1,12 @@
-"""The miniature's report as Markdown tables."""
+"""The miniature's reports as Markdown tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from benchmarks.render.markdown import interval, number_table
+from benchmarks.common.markdown import NONE, interval, number_table
 
 Report = Mapping[str, Any]
 _GENERATORS = ("sdedit30", "sdedit50", "sdedit70", "noise")
@@ -17,7 +18,7 @@ _PAPER = {
     "esr": "81.7 / 97.6",
     "ecr": "78.8 / 94.7",
     "egre": "84.5 / 99.5",
-    "egre-v7": "—",
+    "egre-v7": NONE,
 }
 
 
@@ -48,7 +49,7 @@ def re_encoding_table(report: Report) -> str:
     """What JPEG on both classes does to mean LaRE."""
     rows = []
     for name, row in report["re_encoding"].items():
-        areas = ["—", "—"] if name == "roundtrip" else [interval(row[f"auc_{kind}"]) for kind in ("plain", "jpeg")]
+        areas = [NONE, NONE] if name == "roundtrip" else [interval(row[f"auc_{kind}"]) for kind in ("plain", "jpeg")]
         rows.append([name, f"{row['plain']:.4f}", _mean(row["jpeg"]), *areas])
     header = ["pictures", "mean LaRE", "after JPEG", "AUC of −LaRE against round trips", "both after JPEG"]
     return number_table(header, rows)
@@ -62,11 +63,7 @@ def differences_table(report: Report) -> str:
 
 def complexity_table(report: Report) -> str:
     """Areas of mean LaRE, of complexity alone, and of LaRE without it."""
-    names = {
-        "energy": "latent gradient energy alone",
-        "lare": "mean LaRE",
-        "normalised": "complexity-normalised LaRE",
-    }
+    names = {"energy": "latent gradient energy alone", "lare": "mean LaRE", "normalised": "complexity-normalised LaRE"}
     rows = [
         [
             {"real": "real", "roundtrip": "round trip"}[reference],
@@ -89,22 +86,13 @@ def earned_table(report: Report) -> str:
     return number_table(["trunk: head", "AUC gained, seen", "AUC gained, unseen"], rows)
 
 
-def ablation_table(report: Report) -> str:
-    """The fair task: round trips against generated pictures, by trunk and input."""
-    return _ablation(report, "roundtrip")
-
-
-def raw_table(report: Report) -> str:
-    """The easy task: raw photographs against generated pictures."""
-    return _ablation(report, "real")
-
-
-def _ablation(report: Report, reference: str) -> str:
+def ablation_table(report: Report, reference: str = "roundtrip") -> str:
+    """Generated pictures against round trips, the fair task, or against raw photographs; by trunk and input."""
     rows = []
     for key, row in report["ablation"].items():
         trunk, variant = key.split("/")
         judged = row[reference]
-        shown = "—" if variant == "lare" else trunk
+        shown = NONE if variant == "lare" else trunk
         rows.append(
             [
                 variant,
@@ -116,18 +104,9 @@ def _ablation(report: Report, reference: str) -> str:
                 _PAPER[variant],
             ]
         )
-    rows.sort(key=lambda r: (r[1] != "—", r[1]))
-    header = [
-        "input",
-        "trunk",
-        "AUC, seen (sdedit50)",
-        "AUC, unseen",
-        "sdedit30",
-        "sdedit70",
-        "noise",
-        "ACC at 0.5, seen",
-    ]
-    return number_table([*header, "paper, ACC / AP"], rows)
+    rows.sort(key=lambda r: (r[1] != NONE, r[1]))
+    header = ["input", "trunk", "AUC, seen (sdedit50)", "AUC, unseen", "sdedit30", "sdedit70", "noise"]
+    return number_table([*header, "ACC at 0.5, seen", "paper, ACC / AP"], rows)
 
 
 def why_table(report: Report) -> str:
@@ -141,28 +120,17 @@ def why_table(report: Report) -> str:
     return number_table(["changed", *next(iter(report["why"].values()))], rows)
 
 
-def noise_table(report: Report) -> str:
-    """Number and kind of draws."""
-    if report["noise"] is None:
+def network_table(report: Report, part: str, name: str) -> str:
+    """A network on maps, by number and kind of draws or by timestep."""
+    if report[part] is None:
         return _missing()
-    return _judged(report["noise"], "draws")
-
-
-def trained_timestep_table(report: Report) -> str:
-    """A network on maps of several timesteps."""
-    if report["timesteps_trained"] is None:
-        return _missing()
-    return _judged(report["timesteps_trained"], "t")
-
-
-def _judged(part: Report, name: str) -> str:
     rows = [
         [
             key,
             *(interval(row[g]["network"]) for g in _GENERATORS),
             " / ".join(f"{row[g]['mean']['value']:.3f}" for g in _GENERATORS),
         ]
-        for key, row in part.items()
+        for key, row in report[part].items()
     ]
     return number_table([name, *(f"network, {g}" for g in _GENERATORS), "mean LaRE, the same four"], rows)
 
@@ -190,7 +158,7 @@ def _mean(estimate: Mapping[str, float]) -> str:
 
 
 def _signed(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:+.3f} ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
+    return interval(estimate, signed=True)
 
 
 _PARTS = {
@@ -213,12 +181,71 @@ def again_table(report: Report) -> str:
     rows = [
         [
             _PARTS[name],
-            f"{part['inside']} of {part['figures']}" if part["figures"] else "—",
+            f"{part['inside']} of {part['figures']}" if part["figures"] else NONE,
             f"{part['same']} of {part['numbers']}",
         ]
         for name, part in report["compared"]["parts"].items()
     ]
     return number_table(["part", "figures within the first run's interval", "numbers equal to the last digit"], rows)
+
+
+_LISTS = {
+    "as calibrated": "photographs and round trips against `sdedit50`",
+    "all": "photographs and round trips against all four generators",
+    "photographs": "photographs alone against all four",
+    "round trips": "round trips alone against all four",
+}
+_QUALITY = {
+    "ece": "ECE, 15 bins",
+    "false_positive_rate": "real called generated",
+    "miss_rate": "generated called real",
+    "unsure_share": "unsure",
+    "decided_accuracy": "ACC of verdicts",
+}
+
+
+def auc_table(report: Report) -> str:
+    """AUC of the default bundle on what it has not seen."""
+    rows = [[text, *_areas(report["held_out"][name])] for name, text in _LISTS.items()]
+    if report["elsewhere"] is not None:
+        rows.append(["real generators of other places (see below)", *_areas(report["elsewhere"])])
+    return number_table(["test pictures", "real", "generated", "groups", "AUC", "ACC at 0.5"], rows)
+
+
+def calibration_table(report: Report) -> str:
+    """What calibration changed, on the held-out photographs, and what it gives elsewhere."""
+    held, everything = report["held_out"]["as calibrated"], report["held_out"]["all"]["after"]
+    # With all generators the classes have other shares than calibration saw, so an ECE would be of those.
+    fitting = {**everything, "metrics": {k: v for k, v in everything["metrics"].items() if k != "ece"}}
+    columns = [held["before"], held["after"], fitting]
+    columns += [report["elsewhere"]["after"]] if report["elsewhere"] else []
+    rows = [[text, *(interval(column["metrics"].get(key)) for column in columns)] for key, text in _QUALITY.items()]
+    at_half = [_complement(column["metrics"]["real_accuracy_at_half"]) for column in columns]
+    rows.insert(1, ["real called generated, were the threshold 0.5", *map(interval, at_half)])
+    header = ["", "held out, `sdedit50`: before", "after", "held out, all four: after", "elsewhere: after"]
+    return number_table(header[: len(columns) + 1], rows)
+
+
+def elsewhere_table(report: Report) -> str:
+    """AUC by generator of the set from elsewhere."""
+    if report["elsewhere"] is None:
+        return "*Not measured: `python -m benchmarks.miniature.default --also LIST`.*"
+    counts = report["elsewhere"]["data"]["generators"]
+    rows = [
+        [name, str(counts[name]), interval(area)]
+        for name, area in report["elsewhere"]["after"]["auc_by_generator"].items()
+    ]
+    return number_table(["generator", "pictures", "AUC"], rows)
+
+
+def _areas(judged: Mapping[str, Any]) -> list[str]:
+    data, metrics = judged["data"], judged["after"]["metrics"]
+    counts = [str(data[name]) for name in ("real", "generated", "groups")]
+    return [*counts, interval(metrics["auc"]), interval(metrics["accuracy_at_half"])]
+
+
+def _complement(value: Mapping[str, float]) -> Mapping[str, float]:
+    return {"value": 1 - value["value"], "low": 1 - value["high"], "high": 1 - value["low"]}
 
 
 AGAIN: dict[str, Callable[[Report], str]] = {"miniature-again": again_table}
@@ -228,11 +255,16 @@ MINIATURE: dict[str, Callable[[Report], str]] = {
     "miniature-complexity": complexity_table,
     "miniature-earned": earned_table,
     "miniature-ablation": ablation_table,
-    "miniature-raw": raw_table,
+    "miniature-raw": partial(ablation_table, reference="real"),
     "miniature-differences": differences_table,
     "miniature-re-encoding": re_encoding_table,
     "miniature-why": why_table,
-    "miniature-noise": noise_table,
-    "miniature-timesteps-trained": trained_timestep_table,
+    "miniature-noise": partial(network_table, part="noise", name="draws"),
+    "miniature-timesteps-trained": partial(network_table, part="timesteps_trained", name="t"),
     "miniature-cost": cost_table,
+}
+DEFAULT: dict[str, Callable[[Report], str]] = {
+    "default-auc": auc_table,
+    "default-calibration": calibration_table,
+    "default-elsewhere": elsewhere_table,
 }

@@ -1,4 +1,4 @@
-"""Reports of ``throughput.py --profile`` and of fidelity.py as Markdown tables.
+"""Reports of the throughput benchmark's ``--profile`` as Markdown tables.
 
 What a report does not have, because an engine could not be used where it was measured, is a dash or left out.
 """
@@ -9,12 +9,10 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.render.markdown import NONE, error, gigabytes, milliseconds, percent, scientific, table
+from benchmarks.common.markdown import NONE, gigabytes, milliseconds, percent, table
 from benchmarks.throughput.blocks import in_order
 
 Report = Mapping[str, Any]
-# Their blocks are told by onnxruntime's profiler.
-_GRAPHS = ("onnxruntime", "winograd")
 
 
 def profile_components_table(report: Report) -> str:
@@ -53,9 +51,8 @@ def _giga(flop: float) -> str:
 
 def blocks_table(report: Report) -> str:
     """Profile: time of each block of the UNet, and of the operators behind it."""
-    blocks = report["parts"].get("eager", {}).get("blocks", {})
-    eager = {name: statistics.median(times) for name, times in blocks.items()}
-    parts = {name: report["parts"][name] for name in _GRAPHS if "blocks" in report["parts"].get(name, {})}
+    parts = {name: part for name, part in report["parts"].items() if "blocks" in part}
+    eager = {name: statistics.median(times) for name, times in parts.pop("eager", {}).get("blocks", {}).items()}
     sides: list[Mapping[str, float]] = [eager, *(part["blocks"] for part in parts.values())]
     lines = [
         [f"`{block}`", *(milliseconds(side[block] * 1e3) if block in side else NONE for side in sides)]
@@ -106,34 +103,6 @@ def sizes_table(report: Report) -> str:
     return table(header, lines)
 
 
-def fidelity_table(report: Report) -> str:
-    """Every engine on many photographs, component by component."""
-    limits = report["limits"]
-    header = ["engine", "`vae_encoder`: latent", "`unet_step`: noise prediction", "LaRE"]
-    header += ["`clip_backbone`: embedding", "`egre`: logit / σ", "other verdicts", "within"]
-    lines = [["allowed", *(scientific(limits[n]) for n in ("latent", "noise_prediction", "lare")), NONE]]
-    lines[0] += [scientific(limits["logit"]), "0", ""]
-    for name, entry in report["engines"].items():
-        if "reason" in entry:
-            lines.append([f"`{name}`", *[NONE] * 6, entry["reason"]])
-            continue
-        fidelity = entry["fidelity"]
-        names = ("latent", "noise_prediction", "lare", "embedding")
-        values = [error(fidelity.get(n), "worst_relative_l2") for n in names]
-        logit = error(fidelity["logit"], "over_standard_deviation")
-        flips = NONE if entry.get("flips") is None else str(entry["flips"])
-        lines.append([f"`{name}`", *values, logit, flips, "yes" if entry["passed"] else "**no**"])
-    packages = report["packages"]
-    versions = ", ".join(f"{n} {packages[n]}" for n in ("onnxruntime", "openvino") if n in packages)
-    machine, spread = report["machine"], scientific(report["logit_standard_deviation"])
-    note = (
-        f"{report['model']}, {len(report['images'])} pictures, the worst of each; relative L2, and for the logit "
-        f"the largest difference in units of its standard deviation over them, {spread}. {machine['cpu']}, "
-        f"{machine['threads']} threads; {versions}."
-    )
-    return table(header, lines) + "\n\n" + note
-
-
 def layers_table(report: Report) -> str:
     """Profile: every shape of convolution by itself, directly and with both tiles, and what the engine takes."""
     lines = []
@@ -156,5 +125,3 @@ PROFILE: dict[str, Callable[[Report], str]] = {
     "profile-blocks": blocks_table,
     "profile-sizes": sizes_table,
 }
-FIDELITY: dict[str, Callable[[Report], str]] = {"fidelity-photographs": fidelity_table}
-FIDELITY_MINI: dict[str, Callable[[Report], str]] = {"fidelity-mini": fidelity_table}

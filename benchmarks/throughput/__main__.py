@@ -1,30 +1,26 @@
-#!/usr/bin/env python3
 """Speed and fidelity of every way to run LaRE², each beside the PyTorch reference in the same minutes.
 
     python -m benchmarks.throughput [--model DIR | --model-synthetic sd15] [--bundle DIR] [--images DIR] [--rows A,B]
 
 For every row the reference and the candidate are two resident processes that take turns on the same photographs.
-Writes a JSON report with the raw times; benchmarks/render/__main__.py turns it into the tables of README and docs.
-A run that was ended goes on where it stopped: finished rows are kept, by everything that they were measured with.
+Writes a JSON report with the raw times; ``benchmarks.render`` turns it into the tables of README and docs. A run that
+was ended goes on where it stopped: finished rows are kept, by everything that they were measured with.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.command import run_command, say, write_report
 from benchmarks.throughput.options import Options, parse
 from benchmarks.throughput.profiling import profile
 from benchmarks.throughput.session import Session, prepare_bundle
-from lare2_rt.errors import Lare2Error, OutputError, UsageError
-from lare2_rt.host.atomic import atomic_text, check_target, reason
+from lare2_rt.errors import OutputError, UsageError
+from lare2_rt.host.atomic import check_target, reason
 from lare2_rt.host.locks import try_acquire
-
-_BEGIN = time.perf_counter()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,14 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Exit code 0: every row is measured or not usable here; 1: a row failed; 2: nothing could start; 130: interrupted.
     """
-    try:
-        return run(parse(arguments))
-    except Lare2Error as error:
-        print(f"throughput: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("throughput: interrupted; finished rows are kept, run the same command again", file=sys.stderr)
-        return 130
+    rest = "finished rows are kept, run the same command again"
+    return run_command("throughput", lambda: run(parse(arguments)), interrupted=rest)
 
 
 def run(options: Options) -> int:
@@ -62,8 +52,7 @@ def run(options: Options) -> int:
         out = options.out_path(options.setup.opened().manifest.model.name)
         check_target(out, overwrite=True)
         report = profile(options, say) if options.profile else Session(options, say).run()
-        with atomic_text(out) as stream:
-            stream.write(json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        write_report(out, report)
     finally:
         lock.release()
     for line in overview(report):
@@ -73,7 +62,7 @@ def run(options: Options) -> int:
 
 
 def overview(report: dict[str, Any]) -> list[str]:
-    """Return one line a row for the terminal; the tables are render_tables.py's."""
+    """Return one line a row for the terminal; the tables are those of ``benchmarks.render``."""
     lines = []
     for row in report.get("rows", ()):
         if row["status"] != "measured":
@@ -86,11 +75,6 @@ def overview(report: dict[str, Any]) -> list[str]:
             f"LaRE {'broken' if lare is None else f'{lare:.1e}'}"
         )
     return lines
-
-
-def say(line: str) -> None:
-    """Write one line of progress with the time since the start."""
-    print(f"[{time.perf_counter() - _BEGIN:6.1f} s] {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

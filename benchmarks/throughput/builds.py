@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput.process import FailedError, RefusedError, Resident
-from benchmarks.throughput.rows import Build
-from benchmarks.throughput.setup import Setup, code_digest, digest_of, packages
-from lare2_rt.host.atomic import write_bytes
+from benchmarks.common.facts import code_digest, digest_of, packages
+from benchmarks.common.kept import keep, kept
+from benchmarks.common.resident import FailedError, RefusedError
+from benchmarks.throughput.rows import Build, here
+from benchmarks.throughput.setup import Setup
 from lare2_rt.host.integrity import sha256_of
 
 Report = Callable[[str], None]
@@ -21,9 +20,8 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A finished build: its key, what its function returned, wall seconds and the peak memory of its process."""
+    """A finished build: what its function returned, wall seconds and the peak memory of its process."""
 
-    key: str
     result: Any
     seconds: float
     peak_bytes: int
@@ -59,7 +57,7 @@ class Builder:
                 "identity": self._identity,
                 "function": build.function,
                 "arguments": list(build.arguments),
-                "code": code_digest(build.function.partition(":")[0], "benchmarks.throughput.setup", *build.code),
+                "code": code_digest(build.function.partition(":")[0], here("setup"), here("runner"), *build.code),
                 "packages": packages(),
                 "threads": self._setup.threads,
                 "images": [sha256_of(Path(path)) for path in self._setup.images] if build.reads_images else None,
@@ -74,9 +72,9 @@ class Builder:
         try:
             for need in self._builds[name].needs:
                 self.get(need)
-            found = None if name in self._stale else self._finished(name)
+            found = None if name in self._stale else kept(self._marker(name), self.key(name))
             self._stale.discard(name)
-            return found if found is not None else self._make(name)
+            return Built(**found) if found and self._setup.folder(name).is_dir() else self._make(name)
         except (RefusedError, FailedError) as error:
             self._failures[name] = error
             raise
@@ -89,43 +87,18 @@ class Builder:
             found[name] = self.get(name)
         return found
 
-    def _finished(self, name: str) -> Built | None:
-        try:
-            marker = json.loads(self._marker(name).read_bytes())
-            built = Built(**marker)
-        except (OSError, ValueError, TypeError):
-            return None
-        return built if built.key == self.key(name) and self._setup.folder(name).is_dir() else None
-
     def _make(self, name: str) -> Built:
         build, folder, key = self._builds[name], self._setup.folder(name), self.key(name)
         self._report(f"building {name}")
         self._marker(name).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # a half-made or stale one
         folder.mkdir(parents=True)
-        environment = environment_of(self._setup, build.environment)
-        with Resident(f"build-{name}", self._setup.logs(), environment) as worker:
-            arguments = (self._setup, *build.arguments)
-            answer = worker.ask("call", build.function, build.imports, arguments)
-            built = Built(key, answer["result"], answer["seconds"], worker.peak_bytes())
-        content = {"key": key, "result": built.result, "seconds": built.seconds, "peak_bytes": built.peak_bytes}
-        write_bytes(self._marker(name), json.dumps(content).encode())
+        with self._setup.start(f"build-{name}", build.environment) as worker:
+            answer = worker.ask("build", build.function, build.imports, self._setup.facts(), build.arguments)
+            built = Built(answer["result"], answer["seconds"], worker.peak_bytes())
+        keep(self._marker(name), key, asdict(built))
         self._report(f"built {name} in {built.seconds:.0f} s, peak memory {built.peak_bytes / 1e9:.1f} GB")
         return built
 
     def _marker(self, name: str) -> Path:
         return self._setup.folder(f"{name}.done.json")
-
-
-def environment_of(setup: Setup, extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a worker.
-
-    Thread counts have to be known before the libraries are loaded. How threads wait is left to each library: they spin
-    for a while after their work before they sleep, which is part of a library's speed. The pause between turns is
-    longer than that (``Schedule.settle``), and what the resting process uses is measured in every turn.
-    """
-    threads = str(setup.threads)
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    filled = {name: value.replace("{work}", os.path.abspath(setup.work)) for name, value in extra.items()}
-    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**counts, **offline, **filled}

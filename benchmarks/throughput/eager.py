@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.throughput.laps import Laps
-from benchmarks.throughput.setup import Arrays, Setup
+from benchmarks.common.kept import Arrays
+from benchmarks.common.reference import accurate_reference, plain_reference
+from benchmarks.throughput.runner import Laps, Runner
+from benchmarks.throughput.setup import Setup
 from lare2_ref.clip_backbone import ClipFeatures
 from lare2_ref.egre import EgreOutput
-from lare2_ref.lare import LareExtractor, LareOutput
+from lare2_ref.lare import LareOutput
 from lare2_ref.reference import Lare2Reference
-from lare2_ref.sources import load_reference
 from lare2_rt.pixels.preprocess import Pixels
 
 Layout = Literal["contiguous", "channels_last"]
@@ -25,19 +26,14 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 TUNED = ("vae", "unet", "clip")
 
 
-class EagerRunner:
+class EagerRunner(Runner):
     """The reference's own modules, called as they are, with the layout of each network chosen."""
 
     def __init__(self, reference: Lare2Reference, layouts: Mapping[str, Layout], threads: int) -> None:
         torch.set_num_threads(threads)
         self.reference = reference
-        self.facts: dict[str, Any] = {
-            "threads": torch.get_num_threads(),
-            "layout": dict(layouts),
-            "mode": "inference_mode",
-            "text_encoder": "once, before the run",
-        }
-        self.laps = Laps()
+        layout = {"layout": dict(layouts), "mode": "inference_mode", "text_encoder": "once, before the run"}
+        super().__init__({"threads": torch.get_num_threads(), **layout})
         self._posterior = torch.from_numpy(reference.noise.posterior)
         self._ensemble = torch.from_numpy(reference.noise.ensemble)
         for name, network in networks(reference).items():
@@ -48,10 +44,6 @@ class EagerRunner:
     def run(self, picture: Pixels) -> Arrays:
         """See ``Runner.run``."""
         return run_reference(self.reference, picture, self._posterior, self._ensemble, self.laps)
-
-    def check(self, picture: Pixels) -> Arrays:
-        """See ``Runner.check``."""
-        return self.run(picture)
 
 
 def run_reference(
@@ -83,41 +75,12 @@ def open_accurate(setup: Setup, layouts: str | None) -> EagerRunner:
 
 def load_accurate(setup: Setup) -> Lare2Reference:
     """Load the reference that parity is measured against."""
-    bundle = setup.opened()
-    method = bundle.manifest.method
-    return load_reference(
-        setup.sources(),
-        noise=bundle.noise,
-        prompt=method.prompt,
-        timestep=method.timestep,
-        policy=bundle.manifest.policy,
-        image_size=method.image_size,
-    )
+    return accurate_reference(setup.sources(), setup.opened())
 
 
 def load_plain(setup: Setup) -> Lare2Reference:
-    """Load the reference with torch's own GroupNorm.
-
-    The definition takes GroupNorm's statistics in float64, which costs time that nobody's PyTorch spends: a speed
-    reference must not be slowed down by it.
-    """
-    sources, bundle = setup.sources(), setup.opened()
-    method = bundle.manifest.method
-    extractor = LareExtractor(
-        sources.vae(),
-        sources.unet(),
-        sources.scheduler(),
-        prompt_embeds=sources.prompt_embeds(method.prompt),
-        timestep=method.timestep,
-    )
-    return Lare2Reference(
-        extractor,
-        sources.clip_backbone(),
-        sources.egre(),
-        noise=bundle.noise,
-        policy=bundle.manifest.policy,
-        image_size=method.image_size,
-    )
+    """Load the reference with torch's own GroupNorm: a speed reference must not be slowed down by exactness."""
+    return plain_reference(setup.sources(), setup.opened())
 
 
 def networks(reference: Lare2Reference) -> dict[str, nn.Module]:

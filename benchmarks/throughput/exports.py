@@ -6,6 +6,9 @@ says about it.
 
 from __future__ import annotations
 
+import collections
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -18,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.throughput.setup import Setup, build_options, graph_name
+from lare2_export.build.bundle import build_bundle
+from lare2_export.build.options import BuildOptions
 from lare2_export.build.plan import plan_geometry
 from lare2_export.components import COMPONENTS, Component, Geometry
 from lare2_export.components.clip_backbone import ClipGraph
@@ -28,60 +33,42 @@ from lare2_ref.clip_backbone import ClipBackbone
 # The opset of the bundles' portable graphs, so that rows differ by what was rewritten and not by the exporter's target.
 _OPSET = FLAVOURS["fp32"].opset
 _NO_KEY = "0" * 64
+# The fused GroupNorm, NHWC convolution, split GELU and packed attention of onnxruntime.transformers have kernels for
+# GPUs alone: its own command line leaves these out for the CPU.
+_GPU_ONLY = ("group_norm", "skip_group_norm", "nhwc_conv", "bias_splitgelu", "bias_add", "packed_qkv", "packed_kv")
 
 
-class PlainVae(nn.Module):
-    """The encoder as optimum exports it: normalised pixels to the posterior's parameters, sampling left outside."""
+class Plain(nn.Module):
+    """A network as it is, without what our graphs put around it."""
 
-    def __init__(self, vae: Any) -> None:  # noqa: ANN401 - diffusers is untyped
+    def __init__(self, network: Any, call: Callable[..., Any]) -> None:  # noqa: ANN401 - diffusers is untyped
         super().__init__()
-        self.vae = vae
+        self.network, self.call = network, call
 
-    def forward(self, sample: Tensor) -> Tensor:
-        """[1,3,S,S] in [-1,1] -> [1,8,h,w]."""
-        parameters: Tensor = self.vae.encode(sample).latent_dist.parameters
-        return parameters
-
-
-class PlainUnet(nn.Module):
-    """The noise prediction with timestep and prompt as inputs, as optimum exports it."""
-
-    def __init__(self, unet: Any) -> None:  # noqa: ANN401
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        """[E,4,h,w], int64 [1], [E,tokens,width] -> [E,4,h,w]."""
-        prediction: Tensor = self.unet(
-            sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False
-        )[0]
-        return prediction
+    def forward(self, *inputs: Tensor) -> Any:  # noqa: ANN401
+        """Return what ``call`` takes out of the network's answer."""
+        return self.call(self.network, *inputs)
 
 
-class PlainClip(nn.Module):
-    """The visual tower from normalised pixels; both outputs, because the head needs both."""
-
-    def __init__(self, backbone: ClipBackbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """[1,3,C,C] -> embedding [1,D], layer3 [1,C,grid,grid]."""
-        features = self.backbone.features(pixel_values)
-        return features.embedding, features.layer3
+def _encode(vae: Any, sample: Tensor) -> Any:  # noqa: ANN401
+    """[1,3,S,S] in [-1,1] -> the posterior's parameters [1,8,h,w], sampling left outside."""
+    return vae.encode(sample).latent_dist.parameters
 
 
-class PlainHead(nn.Module):
-    """The head with its own adaptive pooling."""
+def _predict(unet: Any, sample: Tensor, timestep: Tensor, prompt: Tensor) -> Any:  # noqa: ANN401
+    """[E,4,h,w], int64 [1], [E,tokens,width] -> noise prediction [E,4,h,w]."""
+    return unet(sample, timestep, encoder_hidden_states=prompt, return_dict=False)[0]
 
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
 
-    def forward(self, lare: Tensor, embedding: Tensor, layer3: Tensor) -> Tensor:
-        """[1,4,h,w], [1,D], [1,C,grid,grid] -> logits [1,2]."""
-        logits: Tensor = self.head(lare, embedding, layer3).logits
-        return logits
+def _look(backbone: ClipBackbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """[1,3,C,C], normalised -> embedding [1,D] and layer3 [1,C,grid,grid], because the head needs both."""
+    features = backbone.features(pixels)
+    return features.embedding, features.layer3
+
+
+def _judge(head: nn.Module, lare: Tensor, embedding: Tensor, layer3: Tensor) -> Any:  # noqa: ANN401
+    """[1,4,h,w], [1,D], [1,C,grid,grid] -> logits [1,2], by the head's own adaptive pooling."""
+    return head(lare, embedding, layer3).logits
 
 
 def export_plain(setup: Setup) -> dict[str, Any]:
@@ -96,34 +83,67 @@ def export_plain(setup: Setup) -> dict[str, Any]:
     image = torch.zeros(1, 3, method.image_size, method.image_size)
     noisy = torch.zeros(method.ensemble, channels, height, width)
     crop = torch.zeros(1, 3, method.crop_size, method.crop_size)
-    lare = torch.zeros(1, channels, height, width)
-    features = (torch.zeros(1, egre.embedding), torch.zeros(1, egre.channels, egre.grid, egre.grid))
-    steps: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], list[str]]] = {
-        "vae": (lambda: PlainVae(sources.vae()), (image,), ["latent_parameters"]),
+    shapes = ((channels, height, width), (egre.embedding,), (egre.channels, egre.grid, egre.grid))
+    features = [torch.zeros(1, *shape) for shape in shapes]
+    timestep = torch.tensor([method.timestep])
+    # Names of inputs and outputs as optimum gives them.
+    steps: dict[str, tuple[Callable[[], Any], Callable[..., Any], dict[str, Tensor], list[str]]] = {
+        "vae": (sources.vae, _encode, {"sample": image}, ["latent_parameters"]),
         "unet": (
-            lambda: PlainUnet(sources.unet()),
-            (noisy, torch.tensor([method.timestep]), prompt),
+            sources.unet,
+            _predict,
+            {"sample": noisy, "timestep": timestep, "encoder_hidden_states": prompt},
             ["out_sample"],
         ),
-        "clip": (lambda: PlainClip(sources.clip_backbone()), (crop,), ["embedding", "layer3"]),
-        "head": (lambda: PlainHead(sources.egre()), (lare, *features), ["logits"]),
+        "clip": (sources.clip_backbone, _look, {"pixel_values": crop}, ["embedding", "layer3"]),
+        "head": (sources.egre, _judge, dict(zip(("lare", "embedding", "layer3"), features, strict=True)), ["logits"]),
     }
     report = {}
-    for name, (load, inputs, results) in steps.items():
-        report[name] = _export_plain(load().eval(), inputs, results, folder / f"{name}.onnx")
+    for name, (load, call, inputs, results) in steps.items():
+        begin = time.perf_counter()
+        with torch.no_grad():
+            program = torch.onnx.export(
+                Plain(load(), call).eval(),
+                tuple(inputs.values()),
+                dynamo=True,
+                opset_version=_OPSET,
+                input_names=list(inputs),
+                output_names=results,
+                optimize=True,
+                verbose=False,
+            )
+        assert program is not None
+        # Weights go into a file beside the graph, which may be larger than protobuf's 2 GB.
+        program.save(folder / f"{name}.onnx", external_data=True)
+        report[name] = {"seconds": time.perf_counter() - begin, "nodes": len(list(program.model.graph))}
     return report
 
 
-def _export_plain(module: nn.Module, inputs: tuple[Tensor, ...], results: list[str], path: Path) -> dict[str, Any]:
-    """Export one network; its weights go into a file beside the graph, which may be larger than protobuf's 2 GB."""
-    begin = time.perf_counter()
-    with torch.no_grad():
-        program = torch.onnx.export(
-            module, inputs, dynamo=True, opset_version=_OPSET, output_names=results, optimize=True, verbose=False
-        )
-    assert program is not None
-    program.save(path, external_data=True)
-    return {"seconds": time.perf_counter() - begin, "nodes": len(list(program.model.graph))}
+def transform_plain(setup: Setup) -> dict[str, Any]:
+    """Write all four plain graphs after onnxruntime's own offline optimiser; returns which operators it made.
+
+    It has no rules for a ResNet or for the head. Graphs are changed without their weights: with them the UNet has more
+    bytes than onnx can infer shapes for.
+    """
+    import onnx
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_by_fusion
+
+    source, target = setup.folder("plain"), setup.folder("transformers")
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)  # no link: onnx refuses weights in a file with two names
+    os.chdir(target)  # onnx looks for the weights of a model in memory in the current folder
+    report: dict[str, Any] = {}
+    for name in ("vae", "unet"):
+        options = FusionOptions(name)
+        for fusion in _GPU_ONLY:
+            setattr(options, f"enable_{fusion}", False)
+        model = onnx.load(f"{name}.onnx", load_external_data=False)
+        fused = optimize_by_fusion(model, name, num_heads=0, hidden_size=0, optimization_options=options).model
+        onnx.save(fused, f"{name}.onnx")
+        made = (node.op_type for node in fused.graph.node if node.domain == "com.microsoft")
+        report[name] = dict(collections.Counter(made))
+    return report
 
 
 def export_chain(setup: Setup) -> dict[str, Any]:
@@ -141,7 +161,7 @@ def export_chain(setup: Setup) -> dict[str, Any]:
     return export_components(setup, "chain", COMPONENTS, load)
 
 
-def export_sizes(setup: Setup, ensembles: tuple[int, ...], batches: tuple[int, ...]) -> dict[str, Any]:
+def export_sizes(setup: Setup, ensembles: Iterable[int], batches: Iterable[int]) -> dict[str, Any]:
     """Export the bundle's own components for other ensembles (at batch 1) and other batches, sharing their weights."""
     method = setup.opened().manifest.method
 
@@ -185,9 +205,6 @@ def export_components(
 
 def build_own_bundle(setup: Setup) -> dict[str, Any]:
     """Build the bundle that all rows share, with the method's defaults, as ``build_engines.py`` would."""
-    from lare2_export.build.bundle import build_bundle
-    from lare2_export.build.options import BuildOptions
-
     options = BuildOptions(batches=(1,), half=False, threads=setup.threads)
     bundle = build_bundle(setup.sources(), Path(setup.bundle), options, report=lambda line: print(line, flush=True))
     return {"id": bundle.manifest.id}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.throughput.laps import Laps
-from benchmarks.throughput.setup import PREDICTIONS, Arrays, Setup, graph_name, load_arrays
+from benchmarks.common.kept import Arrays, kept_images
+from benchmarks.throughput.runner import Call, Runner, run_graphs
+from benchmarks.throughput.setup import PREDICTIONS, Setup, graph_name
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.opening import Bundle
 from lare2_rt.engines.chain import ComponentChain
@@ -22,7 +23,6 @@ from lare2_rt.engines.selection import load_engine, why_not
 from lare2_rt.engines.winograd.engine import WinogradEngine
 from lare2_rt.pixels.preprocess import Pixels
 
-Call = Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]
 Open = Callable[[Path], Call]
 
 # ImageNet's statistics and the range of the log-variance, as in lare2_ref: a user of plain exports writes them again.
@@ -33,12 +33,12 @@ _LOG_VARIANCE_RANGE = (-30.0, 20.0)
 _STEPS: dict[str, Engine] = {"winograd-small": WinogradEngine(tiles=(2,))}
 
 
-class PlainRunner:
+class PlainRunner(Runner):
     """Plain exports, with everything between the networks in numpy on the host."""
 
     def __init__(self, setup: Setup, folder: Path, open_graph: Open, facts: Mapping[str, Any]) -> None:
+        super().__init__(facts)
         bundle = setup.opened()
-        self.facts, self.laps = dict(facts), Laps()
         self._method, self._noise = bundle.manifest.method, bundle.noise
         self._timestep = np.array([self._method.timestep], np.int64)
         self._prompt = np.load(folder / "prompt.npy", allow_pickle=False)
@@ -76,56 +76,34 @@ class PlainRunner:
             "logits": logits,
         }
 
-    def check(self, picture: Pixels) -> Arrays:
-        """See ``Runner.check``."""
-        return self.run(picture)
 
-
-class StepRunner:
+class StepRunner(Runner):
     """Our components, one onnxruntime session each, taken from wherever the step before the shipped engine has them."""
 
     def __init__(self, setup: Setup, graphs: Mapping[str, Path]) -> None:
-        self.facts, self.laps = onnxruntime_facts(setup.threads), Laps()
+        super().__init__(onnxruntime_facts(setup.threads))
         self._noise = setup.opened().noise
         self._calls = {name: open_onnxruntime(setup.threads)(path) for name, path in graphs.items()}
 
     def run(self, picture: Pixels) -> Arrays:
         """See ``Runner.run``."""
-        noise, calls = self._noise, self._calls
-        with self.laps("vae_encoder"):
-            latent = calls["vae_encoder"]({"image": picture.image[None], "posterior_noise": noise.posterior})[0]
-        with self.laps("unet_step"):
-            lare = calls["unet_step"]({"latent": latent, "noise": noise.ensemble})[0]
-        with self.laps("clip_backbone"):
-            embedding, layer3 = calls["clip_backbone"]({"crop": picture.crop[None]})
-        with self.laps("egre"):
-            logits = calls["egre"]({"lare": lare, "embedding": embedding, "layer3": layer3})[0]
-        return {"latent": latent, "lare": lare, "embedding": embedding, "logits": logits}
-
-    def check(self, picture: Pixels) -> Arrays:
-        """See ``Runner.check``."""
-        return self.run(picture)
+        return run_graphs(self._calls, picture.image[None], picture.crop[None], self._noise, self.laps)
 
 
-class EngineRunner:
+class EngineRunner(Runner):
     """An engine through the public runtime, as a user has it.
 
     Its shipped graphs keep the noise prediction to themselves, so ``predictions`` has that of every picture, from the
     same engine on the same graph with one more output, and the LaRE that came with it; empty where nobody asked.
     """
 
-    def __init__(self, engine: OpenEngine, setup: Setup, predictions: Sequence[Arrays]) -> None:
+    def __init__(self, engine: OpenEngine, setup: Setup, predictions: Iterable[Arrays]) -> None:
         info = engine.info
-        self._engine, self._noise, self.laps = engine, setup.opened().noise, Laps()
-        self._predictions = {
-            picture.image.tobytes(): arrays
-            for picture, arrays in zip(setup.pictures(), predictions, strict=bool(predictions))
-        }
-        self.facts: dict[str, Any] = {
-            "engine": f"{info.name} {info.version} {info.device} {info.precision}",
-            "threads": info.threads,
-            "build_key": info.build_key,
-        }
+        name = f"{info.name} {info.version} {info.device} {info.precision}"
+        super().__init__({"engine": name, "threads": info.threads, "build_key": info.build_key})
+        self._engine, self._noise = engine, setup.opened().noise
+        images = (picture.image.tobytes() for picture in setup.pictures())
+        self._predictions = dict(zip(images, predictions, strict=False))
 
     def run(self, picture: Pixels) -> Arrays:
         """See ``Runner.run``."""
@@ -192,9 +170,9 @@ def open_rewrites(setup: Setup, argument: str | None) -> StepRunner:
 
 
 def open_public(setup: Setup, name: str | None) -> EngineRunner:
-    """Open an engine by its public name, with what was predicted for the pictures by ``throughput_probed``."""
+    """Open an engine by its public name, with what was predicted for the pictures by the build of predictions."""
     assert name is not None
-    predictions = load_arrays(setup.folder(f"predictions-{name}") / PREDICTIONS)
+    predictions = kept_images(setup.folder(f"predictions-{name}") / PREDICTIONS)
     return EngineRunner(open_by_name(setup, name), setup, predictions)
 
 

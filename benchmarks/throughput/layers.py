@@ -11,8 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from lare2_rt.engines.openvino.library import openvino_core, settings_for
-from lare2_rt.engines.winograd.choose import strips_of
-from lare2_rt.engines.winograd.layers import Choice, Layer
+from lare2_rt.engines.winograd.layers import Choice, Layer, strips_of
 from lare2_rt.engines.winograd.rewrite import rewrite
 
 TILES = (2, 4)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.throughput.builds import environment_of
-from benchmarks.throughput.memory import Watch, refusal
-from benchmarks.throughput.process import FailedError, RefusedError, Resident
+from benchmarks.common.facts import finite
+from benchmarks.common.kept import kept_arrays
+from benchmarks.common.resident import FailedError, RefusedError, Resident
 from benchmarks.throughput.rows import LAYOUTS, Row
 from benchmarks.throughput.setup import Setup
 from benchmarks.throughput.turns import Schedule, Turn, summary, take_turns
@@ -20,7 +21,8 @@ from lare2_rt.engines.difference import difference
 from lare2_rt.host.machine import available_memory
 
 Report = Callable[[str], None]
-ImageArrays = Sequence[Mapping[str, NDArray[Any]]]
+Arrays = Mapping[str, NDArray[Any]]
+ImageArrays = Sequence[Arrays]
 
 _COMPARED = ("latent", "noise_prediction", "lare", "embedding")
 
@@ -58,7 +60,7 @@ class Reference:
             self._report("opening the reference")
             self._process = open_resident(self.row, self._conditions, name="reference")[0]
             for index in range(2):  # the first allocates, the second already runs at speed
-                self._process.ask("check", index % self._conditions.schedule.images)
+                self._process.ask("run", index % self._conditions.schedule.images)
         return self._process
 
     def resident_bytes(self) -> int:
@@ -73,20 +75,13 @@ class Reference:
             self._process = None
 
 
-class Opened(NamedTuple):
-    """A process that has its technique loaded, and what loading took."""
-
-    process: Resident
-    loading: dict[str, Any]
-
-
-def open_resident(row: Row, conditions: Conditions, *, name: str) -> Opened:
-    """Start a worker and load a row's technique in it; raises RefusedError or FailedError."""
+def open_resident(row: Row, conditions: Conditions, *, name: str) -> tuple[Resident, dict[str, Any]]:
+    """Start a worker with a row's technique; also returns what loading took. Raises RefusedError or FailedError."""
     setup = conditions.setup
     argument = conditions.layouts if row.argument == LAYOUTS else row.argument
-    process = Resident(name, setup.logs(), environment_of(setup, row.environment))
+    process = setup.start(name, row.environment)
     try:
-        return Opened(process, process.ask("open", row.opener, row.imports, setup, argument))
+        return process, process.ask("open", row.opener, row.imports, setup.facts(), argument)
     except BaseException:
         process.kill()
         process.close()
@@ -96,15 +91,16 @@ def open_resident(row: Row, conditions: Conditions, *, name: str) -> Opened:
 def check_memory(row: Row, reference: Reference, conditions: Conditions) -> None:
     """Raise RefusedError when the row and the reference cannot be resident together."""
     free = available_memory()
-    reason = refusal(
+    lacking = refusal(
         reference.row.memory.bytes(conditions.weights),
         row.memory.bytes(conditions.weights),
         limit=conditions.limit,
         # What the reference has taken already is not available any more, but it is part of the sum.
         available=conditions.limit if free is None else free + reference.resident_bytes(),
     )
-    if reason is not None:
-        raise RefusedError(reason)
+    if lacking is not None:
+        problem, remedy = lacking
+        raise RefusedError(problem, remedy=remedy)
 
 
 def measure(row: Row, reference: Reference, conditions: Conditions, report: Report) -> dict[str, Any]:
@@ -120,7 +116,8 @@ def measure(row: Row, reference: Reference, conditions: Conditions, report: Repo
             if watch.passed:
                 limit = conditions.limit / 1e9
                 raise FailedError(
-                    f"both processes together passed the limit of {limit:.1f} GB; raise --memory or leave it out"
+                    f"both processes together passed the limit of {limit:.1f} GB",
+                    remedy="raise --memory or leave it out",
                 ) from None
             if reference.resident_bytes() == 0:
                 reference.drop()  # it was the reference that died: the next row gets a new one
@@ -142,7 +139,7 @@ def _figures(
     """Warm up on every image, which also gives the arrays to compare, then take turns."""
     schedule = conditions.schedule
     report(f"{row.name}: warming up on {schedule.images} images")
-    checks = [candidate.ask("check", index) for index in range(schedule.images)]
+    checks = [_checked(row, candidate, conditions, index) for index in range(schedule.images)]
     fidelity = compare([arrays for _, arrays in checks], conditions.truth, conditions.spread)
     reference.ask("run", 0)  # it has rested for a while; its caches and pages are warm again after this
 
@@ -159,13 +156,23 @@ def _figures(
         report(f"{row.name}: {steady} of {schedule.rounds} rounds, {played - steady} strayed")
 
     rounds = take_turns(player(reference, candidate), player(candidate, reference), schedule, progress=progress)
-    again = candidate.ask("check", 0)[1]
+    _, again = _checked(row, candidate, conditions, 0)
     return {
         "first_run_s": checks[0][0],
         **summary(rounds, schedule),
         "fidelity": fidelity,
         "same_bits_again": all(np.array_equal(again[name], checks[0][1][name]) for name in ("lare", "logits")),
     }
+
+
+def _checked(row: Row, candidate: Resident, conditions: Conditions, index: int) -> tuple[float, Arrays]:
+    """Return the seconds and the arrays of one image with the bundle's noise."""
+    target = conditions.setup.folder(f"checked-{row.name}.npz")
+    seconds: float = candidate.ask("check", index, str(target))
+    try:
+        return seconds, kept_arrays(target)
+    finally:
+        target.unlink()
 
 
 def compare(actual: ImageArrays, truth: ImageArrays, spread: float) -> dict[str, Any]:
@@ -182,28 +189,71 @@ def compare(actual: ImageArrays, truth: ImageArrays, spread: float) -> dict[str,
             continue
         worst = [difference(ours[name], theirs[name]) for ours, theirs in zip(actual, truth, strict=True)]
         entries[name] = {
-            "worst_relative_l2": _finite(max(d.relative_l2 for d in worst)),
-            "max_abs": _finite(max(d.max_abs for d in worst)),
+            "worst_relative_l2": finite(max(d.relative_l2 for d in worst)),
+            "max_abs": finite(max(d.max_abs for d in worst)),
             "not_finite": sum(d.not_finite for d in worst),
         }
     margins = [abs(_margin(ours) - _margin(theirs)) for ours, theirs in zip(actual, truth, strict=True)]
     gap = float(np.max(margins))
     entries["logit"] = {
-        "max_difference": _finite(gap),
-        "over_standard_deviation": _finite(gap / spread) if spread else None,
+        "max_difference": finite(gap),
+        "over_standard_deviation": finite(gap / spread) if spread else None,
         "standard_deviation": spread,
     }
     if all("probed_lare" in arrays for arrays in actual):
         probes = [difference(arrays["probed_lare"], arrays["lare"]).relative_l2 for arrays in actual]
-        entries["noise_prediction"]["graph_differs_by"] = _finite(max(probes))
+        entries["noise_prediction"]["graph_differs_by"] = finite(max(probes))
     return entries
 
 
-def _margin(arrays: Mapping[str, NDArray[Any]]) -> float:
+def _margin(arrays: Arrays) -> float:
     logits = arrays["logits"]
     return float(logits[0, 1]) - float(logits[0, 0])
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no infinity; the table shows a missing figure of a measured row as broken."""
-    return float(value) if np.isfinite(value) else None
+def refusal(reference: int, candidate: int, *, limit: int, available: int) -> tuple[str, str] | None:
+    """Return why a row must not start, and the remedy; None if both processes fit.
+
+    A machine that starts to swap measures its disk, and one without swap ends a process at random, perhaps not ours.
+
+    Args:
+        reference, candidate: estimated peaks in bytes.
+        limit: what both may take together; available: what the system has left for both of them.
+    """
+    need = reference + candidate
+    if need <= min(limit, available):
+        return None
+    bound, remedy = (limit, "raise --memory") if limit <= available else (available, "close other programs")
+    what = "the limit" if limit <= available else "what is free"
+    beside = f"{candidate / 1e9:.1f} GB beside the reference's {reference / 1e9:.1f} GB"
+    problem = f"needs about {beside}, more than {what} of {bound / 1e9:.1f} GB"
+    return problem, f"{remedy}, or measure on a larger machine"
+
+
+class Watch:
+    """Samples the resident memory of two processes and calls ``exceeded`` once when their sum passes the limit."""
+
+    def __init__(self, processes: tuple[Resident, Resident], limit: int, exceeded: Callable[[], None]) -> None:
+        self._processes, self._limit, self._exceeded = processes, limit, exceeded
+        self._ended = threading.Event()
+        # Four readings of two small files a second: some 100 µs, not visible beside what is measured.
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.peak = 0
+        self.passed = False
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._ended.is_set():
+            total = sum(process.resident_bytes() for process in self._processes)
+            self.peak = max(self.peak, total)
+            if total > self._limit and not self.passed:
+                self.passed = True
+                self._exceeded()
+            self._ended.wait(0.25)

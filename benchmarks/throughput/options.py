@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.common.command import RESULTS, ROOT
 from benchmarks.throughput.rows import ROWS, Row
-from benchmarks.throughput.setup import HERE, ROOT, Setup
+from benchmarks.throughput.setup import Setup
 from benchmarks.throughput.turns import Schedule
 from lare2_rt.bundle.locate import embedded_bundle
 from lare2_rt.errors import UsageError
@@ -43,19 +44,19 @@ class Options:
     def out_path(self, model: str) -> Path:
         """Return where the report goes, for a model of this name."""
         kind = "profile" if self.profile else "throughput"
-        return self.out or HERE / "results" / f"{kind}-{model}.json"
+        return self.out or RESULTS / f"{kind}-{model}.json"
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
     """Return the options of a command line; raises UsageError, or exits as argparse does."""
     given = parser().parse_args(arguments)
-    if given.rounds < 1 or given.limit < 1 or not (0 < given.memory < math.inf):
-        raise UsageError("--rounds, --limit and --memory must be positive")
-    images = find_images([given.images] if given.images else _IMAGES, given.limit)
-    setup = setup_of(given, images)
+    for name in ("rounds", "limit", "memory"):
+        if not 0 < getattr(given, name) < math.inf:
+            raise UsageError(f"--{name} must be positive", remedy="leave it out for its default")
+    setup = setup_of(given, find_images([given.images] if given.images else _IMAGES, given.limit))
     return Options(
         setup=setup,
-        schedule=Schedule(rounds=given.rounds, images=len(images), repeats=max(2, given.rounds)),
+        schedule=Schedule(rounds=given.rounds, images=len(setup.images), repeats=max(2, given.rounds)),
         rows=chosen_rows(given.rows),
         limit=int(given.memory * 1e9),
         fresh=given.fresh,
@@ -69,27 +70,32 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser; the end of its help lists the rows."""
     rows = "\n".join(f"  {row.name:26}{row.title}" for row in ROWS)
     result = argparse.ArgumentParser(
-        prog="throughput.py",
+        prog="python -m benchmarks.throughput",
         description="Speed and fidelity of every way to run LaRE², each beside the PyTorch reference.",
         epilog=f"rows:\n{rows}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    model = result.add_mutually_exclusive_group()
-    model.add_argument("--model", default="mini", help="model folder, or mini (default: %(default)s)")
-    model.add_argument("--model-synthetic", choices=["sd15"], help="seeded random weights of this geometry instead")
-    result.add_argument("--bundle", type=Path, help="its bundle (default: mini's embedded one; others are built)")
+    add_setup_options(result, "throughput", images=4)
     result.add_argument("--images", type=Path, help="folder of photographs (default: the repository's)")
-    result.add_argument("--limit", type=int, default=4, help="images taken, evenly spread (default: %(default)s)")
     result.add_argument("--rows", help="names separated by commas (default: all)")
     result.add_argument("--rounds", type=int, default=8, help="steady rounds a row (default: %(default)s)")
-    result.add_argument("--threads", type=int, help="CPU threads (default: all that this process may use)")
     result.add_argument("--memory", type=float, default=20.0, help="GB for both processes (default: %(default)s)")
-    result.add_argument("--work", type=Path, help="folder of exports and drafts (default: in the user's cache)")
-    result.add_argument("--out", type=Path, help="report (default: benchmarks/results/throughput-MODEL.json)")
     result.add_argument("--fresh", action="store_true", help="measure finished rows again")
     result.add_argument("--profile", action="store_true", help="where the time goes, instead of the rows")
     result.add_argument("--no-sizes", action="store_true", help="profile without other numbers of draws and images")
     return result
+
+
+def add_setup_options(result: argparse.ArgumentParser, kind: str, *, images: int) -> None:
+    """Add what ``setup_of`` reads, and where the report of this kind goes; ``images`` are taken by default."""
+    model = result.add_mutually_exclusive_group()
+    model.add_argument("--model", default="mini", help="model folder, or mini (default: %(default)s)")
+    model.add_argument("--model-synthetic", choices=["sd15"], help="seeded random weights of this geometry instead")
+    result.add_argument("--bundle", type=Path, help="its bundle (default: mini's embedded one; others are built)")
+    result.add_argument("--limit", type=int, default=images, help="images taken, evenly spread (default: %(default)s)")
+    result.add_argument("--threads", type=int, help="CPU threads (default: all that this process may use)")
+    result.add_argument("--work", type=Path, help="folder of exports and drafts (default: in the user's cache)")
+    result.add_argument("--out", type=Path, help=f"report (default: benchmarks/results/{kind}-MODEL.json)")
 
 
 def chosen_rows(names: str | None) -> tuple[Row, ...]:
@@ -121,7 +127,7 @@ def setup_of(given: argparse.Namespace, images: Sequence[str]) -> Setup:
     """
     threads = available_threads() if given.threads is None else given.threads
     if not 1 <= threads <= processors():
-        raise UsageError(f"--threads must lie between 1 and {processors()}, what this process may use, not {threads}")
+        raise UsageError(f"there are no {threads} threads", remedy=f"set --threads to 1 to {processors()}")
     if given.model_synthetic:
         model, name = given.model_synthetic, f"synthetic-{given.model_synthetic}"
     else:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from benchmarks.throughput.setup import Setup
-from lare2_rt.host.machine import cpu_facts
 
 SIDE = 2048
 BEST_OF = 8
@@ -34,10 +29,7 @@ def matrix_products(threads: int) -> dict[str, float]:
     left, right = torch.from_numpy(a), torch.from_numpy(b)
     result = torch.empty_like(left)
     # The inputs come from outside and are never written, so no library can reuse the last product.
-    return {
-        "numpy": _best(lambda: np.matmul(a, b, out=out)),
-        "torch": _best(lambda: torch.mm(left, right, out=result)),
-    }
+    return {"numpy": _best(lambda: np.matmul(a, b, out=out)), "torch": _best(lambda: torch.mm(left, right, out=result))}
 
 
 def best_product(setup: Setup) -> float:
@@ -94,23 +86,3 @@ def chain_flop(setup: Setup) -> dict[str, int]:
                 call()
             counted[name] = int(counter.get_total_flops())
     return counted
-
-
-def machine_facts(threads: int) -> dict[str, Any]:
-    """Return what the machine is, for the report."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        **cpu_facts(),
-        "threads": threads,
-        "memory_gb": round(memory / 1e9, 1),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-
-
-def now() -> dict[str, Any]:
-    """Return the time and the machine's load: above the number of threads, somebody else was at work."""
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-    }

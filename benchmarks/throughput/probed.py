@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +16,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from benchmarks.throughput.setup import PREDICTIONS, Setup, save_arrays
+from benchmarks.common.kept import Arrays, keep_images
+from benchmarks.throughput.runner import Call, Laps, run_graphs
+from benchmarks.throughput.setup import PREDICTIONS, Setup
 from lare2_export.components import COMPONENTS
 from lare2_export.graph.onnx_export import add_output
 from lare2_rt.bundle.manifest import MANIFEST, NOISE, NOTICE, PARITY, FileEntry, Manifest, TensorSpec, Variant
 from lare2_rt.bundle.opening import Bundle, open_bundle
-from lare2_rt.engines.chain import ComponentChain
+from lare2_rt.engines.chain import Component, ComponentChain
 from lare2_rt.engines.contract import EngineOptions
 from lare2_rt.engines.registry import engine_named
 from lare2_rt.engines.selection import load_engine, why_not
@@ -58,18 +61,16 @@ def predict(setup: Setup, name: str, target: str) -> dict[str, Any]:
         facts = {"engine": f"{running.info.name} {running.info.version}", "build_key": running.info.build_key}
     finally:
         running.close()
-    save_arrays(setup.folder(target) / PREDICTIONS, arrays)
+    keep_images(setup.folder(target) / PREDICTIONS, arrays)
     return facts
 
 
 def _computed(chain: ComponentChain, bundle: Bundle, picture: Pixels) -> dict[str, NDArray[np.float32]]:
-    noise, call = bundle.noise, chain.components
-    latent = call["vae_encoder"]({"image": picture.image[None], "posterior_noise": noise.posterior})["latent"]
-    outputs = call[_STEP]({"latent": latent, "noise": noise.ensemble})
-    clip = call["clip_backbone"]({"crop": picture.crop[None]})
-    head = call["egre"]({"lare": outputs["lare"], "embedding": clip["embedding"], "layer3": clip["layer3"]})
-    arrays = {"latent": latent, **outputs, "embedding": clip["embedding"], "logits": head["logits"]}
-    return {name: np.array(array) for name, array in arrays.items()}
+    def call(component: Component, inputs: Arrays) -> list[NDArray[Any]]:
+        return [np.array(array) for array in component(inputs).values()]  # copied: the next call may overwrite it
+
+    calls: dict[str, Call] = {name: partial(call, component) for name, component in chain.components.items()}
+    return dict(run_graphs(calls, picture.image[None], picture.crop[None], bundle.noise, Laps()))
 
 
 def write_probed(bundle: Bundle, folder: Path) -> Bundle:

@@ -6,7 +6,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.throughput.blocks import OTHER, blocks_of_nodes
-from benchmarks.throughput.graphs import bundle_graphs, open_by_name, open_onnxruntime
+from benchmarks.throughput.graphs import EngineRunner, StepRunner, bundle_graphs, open_by_name, open_onnxruntime
 from benchmarks.throughput.layers import clock, measure
+from benchmarks.throughput.runner import Call, Laps, component_seconds, run_graphs
 from benchmarks.throughput.setup import Setup, graph_name
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.noise import draw_noise
 from lare2_rt.engines.onnxruntime.engine import PROVIDER, session_settings
 from lare2_rt.engines.openvino.drop_mapped_pages import let_go
 from lare2_rt.engines.openvino.library import openvino_core, settings_for
-from lare2_rt.engines.winograd.choose import choose
-from lare2_rt.engines.winograd.engine import MODEL, WEIGHTS, WinogradEngine, make_graph
-from lare2_rt.engines.winograd.layers import layers_of
+from lare2_rt.engines.winograd.engine import MODEL, WEIGHTS, WinogradEngine
+from lare2_rt.engines.winograd.layers import choose, layers_of
 
 _KERNEL = "_kernel_time"
 _REPEATS = 5  # of one layer, of which the least time counts
@@ -32,26 +31,9 @@ _REPEATS = 5  # of one layer, of which the least time counts
 
 def profile_onnxruntime(setup: Setup, repeats: int) -> dict[str, Any]:
     """Return seconds of every repetition for components, and by block and operator type for the UNet."""
-    bundle = setup.opened()
-    graphs, noise, pictures = bundle_graphs(bundle), bundle.noise, setup.pictures()
-    calls = {name: open_onnxruntime(setup.threads)(path) for name, path in graphs.items()}
-    components: dict[str, list[float]] = {name: [] for name in COMPONENTS}
-
-    def call(name: str, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        begin = time.perf_counter()
-        results = calls[name](inputs)
-        components[name].append(time.perf_counter() - begin)
-        return results
-
-    for turn in range(repeats + 1):
-        picture = pictures[turn % len(pictures)]
-        latent = call("vae_encoder", {"image": picture.image[None], "posterior_noise": noise.posterior})[0]
-        lare = call("unet_step", {"latent": latent, "noise": noise.ensemble})[0]
-        embedding, layer3 = call("clip_backbone", {"crop": picture.crop[None]})
-        call("egre", {"lare": lare, "embedding": embedding, "layer3": layer3})
-    calls.clear()
+    graphs = bundle_graphs(setup.opened())
     return {
-        "components": {name: seconds[1:] for name, seconds in components.items()},
+        "components": component_seconds(StepRunner(setup, graphs), setup.pictures(), repeats),
         **profile_unet(setup, "profile-onnxruntime", graphs["unet_step"], repeats),
         "winograd_flop": {name: winograd_flop(path) for name, path in graphs.items()},
     }
@@ -61,7 +43,7 @@ def profile_winograd(setup: Setup, repeats: int) -> dict[str, Any]:
     """Return the same for the engine ``winograd``, whose rewritten nodes bear the names of their layers too."""
     bundle, folder = setup.opened(), setup.folder("profile-winograd")
     variant = bundle.variant("unet_step", batch=1, precision="fp32", profile="portable")
-    make_graph(bundle, variant, folder, asdict(WinogradEngine()))
+    WinogradEngine().make(bundle, variant, folder)
     return {
         **profile_engine(setup, "winograd", repeats),
         **_profile_rewritten(setup, folder / MODEL, repeats),
@@ -136,17 +118,11 @@ def winograd_flop(graph: Path) -> int:
 
 def profile_engine(setup: Setup, name: str, repeats: int) -> dict[str, Any]:
     """Return seconds of every repetition for the components of a shipped engine, by its own clock."""
-    engine, pictures = open_by_name(setup, name), setup.pictures()
-    components: dict[str, list[float]] = {component: [] for component in COMPONENTS}
+    engine = open_by_name(setup, name)
     try:
-        for turn in range(repeats + 1):
-            picture = pictures[turn % len(pictures)]
-            timings = engine.run(picture.image[None], picture.crop[None]).timings
-            for component, times in components.items():
-                times.append(timings[component] / 1e3)
+        return {"components": component_seconds(EngineRunner(engine, setup, ()), setup.pictures(), repeats)}
     finally:
         engine.close()
-    return {"components": {component: times[1:] for component, times in components.items()}}
 
 
 def by_block(runs: Sequence[list[dict[str, Any]]], layers: dict[str, str]) -> dict[str, Any]:
@@ -191,16 +167,13 @@ def time_size(setup: Setup, ensemble: int, batch: int, repeats: int) -> list[flo
     """Return seconds of the whole chain for another number of draws or images."""
     method, pictures = setup.opened().manifest.method, setup.pictures()
     folder, opened = setup.folder("sizes"), open_onnxruntime(setup.threads)
-    vae, unet, clip, egre = (opened(folder / graph_name(name, ensemble, batch)) for name in COMPONENTS)
+    calls: dict[str, Call] = {name: opened(folder / graph_name(name, ensemble, batch)) for name in COMPONENTS}
     row = [pictures[index % len(pictures)] for index in range(batch)]
     image, crop = (np.stack([getattr(picture, name) for picture in row]) for name in ("image", "crop"))
     noise = draw_noise(method.noise_seed, ensemble, method.latent_shape)
     times: list[float] = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        latent = vae({"image": image, "posterior_noise": noise.posterior})[0]
-        lare = unet({"latent": latent, "noise": noise.ensemble})[0]
-        embedding, layer3 = clip({"crop": crop})
-        egre({"lare": lare, "embedding": embedding, "layer3": layer3})
+        run_graphs(calls, image, crop, noise, Laps())
         times.append(time.perf_counter() - begin)
     return times[1:]

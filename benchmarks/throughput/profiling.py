@@ -9,20 +9,16 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.common.resident import RefusedError
 from benchmarks.throughput.builds import Builder
 from benchmarks.throughput.options import Options
-from benchmarks.throughput.probe import machine_facts, now
-from benchmarks.throughput.process import RefusedError
-from benchmarks.throughput.rows import BUILDS, Build
-from benchmarks.throughput.session import identity_of
-from benchmarks.throughput.setup import packages
+from benchmarks.throughput.rows import BUILDS, COMPILING, OURS, Build, here
+from benchmarks.throughput.session import header
 
 SCHEMA = "lare2-rt/profile/1"
 ENSEMBLES = (1, 2, 4, 8)
 BATCHES = (1, 2, 4)
 REPEATS = 3
-COMPILING = ("openvino", "winograd")
-_OURS = ("lare2_rt", "lare2_export", "lare2_ref")
 
 
 def profile(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
@@ -34,37 +30,25 @@ def profile(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         RefusedError, FailedError: a part cannot be measured.
     """
-    setup, identity = options.setup, identity_of(options.setup)
-    started = now()
+    setup = options.setup
+    begin = header(setup, SCHEMA)
+    identity = begin["identity"]
     prepared = Builder(setup, BUILDS, identity=identity, report=report).get("reference").result
-    method = setup.opened().manifest.method
-    parts = _parts(json.dumps(prepared["layout"]), method.ensemble)
+    ensemble = begin["method"]["ensemble"]
+    parts = _parts(json.dumps(prepared["layout"]), ensemble)
     builder = Builder(setup, BUILDS | parts, identity=identity, report=report, fresh=options.fresh)
     measured = {
         **{name: builder.get(f"profile-{name}").result for name in ("eager", "onnxruntime")},
         **_usable(builder, report),
     }
     sizes = []
-    for ensemble, batch in points(method.ensemble) if options.sizes else ():
+    for draws, batch in points(ensemble) if options.sizes else ():
         for engine in ("eager", "onnxruntime"):
-            built = builder.get(_point(engine, ensemble, batch))
-            sizes.append(
-                {
-                    "engine": engine,
-                    "ensemble": ensemble,
-                    "batch": batch,
-                    "seconds": built.result,
-                    "peak_bytes": built.peak_bytes,
-                }
-            )
+            built = builder.get(_point(engine, draws, batch))
+            size = {"engine": engine, "ensemble": draws, "batch": batch}
+            sizes.append({**size, "seconds": built.result, "peak_bytes": built.peak_bytes})
     return {
-        "schema": SCHEMA,
-        "model": setup.opened().manifest.model.name,
-        "identity": identity,
-        "started": started,
-        "machine": machine_facts(setup.threads),
-        "packages": packages(),
-        "method": {"ensemble": method.ensemble, "image_size": method.image_size},
+        **begin,
         "flop": prepared["flop"],
         "peak_gflops": builder.get("profile-peak").result,
         "parts": measured,
@@ -93,34 +77,22 @@ def _point(engine: str, ensemble: int, batch: int) -> str:
 
 
 def _parts(layouts: str, ensemble: int) -> dict[str, Build]:
-    eager, graphs = "benchmarks.throughput.profile_eager", "benchmarks.throughput.profile_graphs"
-    torch_code = ("benchmarks.throughput.eager", "lare2_ref")
+    torch_code = (here("eager"), "lare2_ref")
+    graph_code = (here("graphs"), here("blocks"), "lare2_rt")
     parts = {
-        "profile-peak": Build("benchmarks.throughput.probe:best_product", ()),
-        "profile-eager": Build(f"{eager}:profile_eager", torch_code, arguments=(layouts, REPEATS)),
-        "profile-onnxruntime": Build(
-            f"{graphs}:profile_onnxruntime",
-            ("benchmarks.throughput.graphs", "benchmarks.throughput.blocks", "lare2_rt"),
-            (REPEATS,),
-        ),
-        "sizes": Build("benchmarks.throughput.exports:export_sizes", _OURS, arguments=(ENSEMBLES, BATCHES)),
+        "profile-peak": Build(here("probe:best_product"), ()),
+        "profile-eager": Build(here("profile_eager:profile_eager"), torch_code, (layouts, REPEATS)),
+        "profile-onnxruntime": Build(here("profile_graphs:profile_onnxruntime"), graph_code, (REPEATS,)),
+        "sizes": Build(here("exports:export_sizes"), OURS, (ENSEMBLES, BATCHES)),
     }
     for name in COMPILING:
-        whole = name == "winograd"  # its rewritten nodes are named after layers
-        parts[f"profile-{name}"] = Build(
-            f"{graphs}:profile_{'winograd' if whole else 'engine'}",
-            ("benchmarks.throughput.graphs", "benchmarks.throughput.blocks", "lare2_rt"),
-            (REPEATS,) if whole else (name, REPEATS),
-            needs=(f"engine-{name}",),
-        )
-    for draws, batch in points(ensemble):
-        parts[_point("eager", draws, batch)] = Build(
-            f"{eager}:time_size", torch_code, arguments=(layouts, draws, batch, REPEATS)
-        )
-        parts[_point("onnxruntime", draws, batch)] = Build(
-            f"{graphs}:time_size",
-            ("benchmarks.throughput.graphs",),
-            arguments=(draws, batch, REPEATS),
-            needs=("sizes",),
+        # The rewritten nodes of winograd are named after layers.
+        function, arguments = ("winograd", (REPEATS,)) if name == "winograd" else ("engine", (name, REPEATS))
+        whole = here(f"profile_graphs:profile_{function}")
+        parts[f"profile-{name}"] = Build(whole, graph_code, arguments, needs=(f"engine-{name}",))
+    for size in points(ensemble):
+        parts[_point("eager", *size)] = Build(here("profile_eager:time_size"), torch_code, (layouts, *size, REPEATS))
+        parts[_point("onnxruntime", *size)] = Build(
+            here("profile_graphs:time_size"), (here("graphs"),), (*size, REPEATS), needs=("sizes",)
         )
     return parts

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.common.kept import keep_images
+from benchmarks.common.reference import check_sources
 from benchmarks.throughput.eager import (
     LAYOUTS,
     TUNED,
@@ -23,9 +25,8 @@ from benchmarks.throughput.eager import (
     to_batch,
 )
 from benchmarks.throughput.probe import chain_flop
-from benchmarks.throughput.setup import TRUTH, Setup, save_arrays
+from benchmarks.throughput.setup import TRUTH, Setup
 from lare2_ref.reference import Lare2Reference
-from lare2_rt.errors import UsageError
 from lare2_rt.pixels.preprocess import Pixels
 
 _TUNING_RUNS = 3
@@ -48,26 +49,15 @@ def true_arrays(setup: Setup, target: str) -> dict[str, float]:
         UsageError: the bundle was not built from these weights.
     """
     torch.set_num_threads(setup.threads)
-    check_sources(setup)
+    check_sources(setup.sources(), setup.opened())
     reference = load_accurate(setup)
     truth = []
     for picture in setup.pictures():
         output = reference(to_batch(picture.image), to_batch(picture.crop))
         truth.append(dict(outputs(output.lare, output.clip, output.egre)))
-    save_arrays(setup.folder(target) / TRUTH, truth)
+    keep_images(setup.folder(target) / TRUTH, truth)
     margins = [float(arrays["logits"][0, 1] - arrays["logits"][0, 0]) for arrays in truth]
     return {"logit_standard_deviation": float(np.std(margins))}
-
-
-def check_sources(setup: Setup) -> None:
-    """Raise UsageError unless the bundle was built from the weights that the reference loads."""
-    ours = {record.role: record.sha256 for record in setup.sources().records()}
-    for source in setup.opened().manifest.sources:
-        if ours[source.role] != source.sha256:
-            raise UsageError(
-                f"{setup.bundle} was not built from these weights ({source.role} differs)",
-                remedy="check --model and --bundle",
-            )
 
 
 def tune_layouts(setup: Setup) -> dict[str, Any]:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from benchmarks.throughput.builds import Builder, environment_of
-from benchmarks.throughput.draft import Draft, assemble, described
+from benchmarks.common.facts import code_digest, digest_of, machine_facts, now, packages
+from benchmarks.common.kept import keep, kept, kept_images
+from benchmarks.common.resident import FailedError, RefusedError, plain
+from benchmarks.throughput.builds import Builder
 from benchmarks.throughput.measure import Conditions, Reference, Report, measure
 from benchmarks.throughput.options import Options
-from benchmarks.throughput.probe import machine_facts, now
-from benchmarks.throughput.process import FailedError, RefusedError, Resident
-from benchmarks.throughput.rows import BUILDS, REFERENCE, ROWS, Build, Row
-from benchmarks.throughput.setup import TRUTH, Setup, code_digest, digest_of, load_arrays, packages
+from benchmarks.throughput.rows import BUILDS, OURS, REFERENCE, ROWS, Build, Row, here
+from benchmarks.throughput.setup import TRUTH, Setup
 from lare2_rt.host.integrity import sha256_of
 
+SCHEMA = "lare2-rt/throughput/1"
 # Modules of the benchmark that decide a figure; the others only arrange and write.
-_MEASURING = tuple(f"throughput_{name}" for name in ("laps", "measure", "process", "setup", "turns", "worker"))
+_COMMON = tuple(f"benchmarks.common.{name}" for name in ("kept", "resident", "worker"))
+_MEASURING = (*map(here, ("runner", "measure", "setup", "turns", "worker")), *_COMMON)
 # What else a figure belongs to; a change of any of it makes the row be measured again.
 _DECISIVE = ("identity", "method", "images", "machine", "packages", "settings", "layout")
 
 Record = dict[str, Any]
+T = TypeVar("T")
 
 
 class Session:
@@ -36,7 +40,6 @@ class Session:
         self._setup = options.setup
         identity = identity_of(self._setup)
         self._builder = Builder(self._setup, BUILDS, identity=identity, report=report)
-        self._draft = Draft(self._setup.folder("draft.json"))
         self._prepared: Record = self._builder.get("reference").result
         self._common = self._common_facts(identity)
 
@@ -46,7 +49,7 @@ class Session:
         keys = {row.name: self._key(row) for row in rows}
         records: dict[str, Record] = {}
         for row in rows:
-            found = None if self._options.fresh else self._draft.found(row.name, keys[row.name])
+            found = None if self._options.fresh else kept(self._draft(row.name), keys[row.name])
             if found is not None:
                 self._report(f"{row.name}: measured by an earlier run with the same configuration")
                 records[row.name] = found
@@ -58,12 +61,17 @@ class Session:
         if missing:
             records |= self._measure(missing, keys)
         ordered = [records[row.name] for row in rows]
-        return assemble(self._common, ordered, self._draft.sessions(ordered))
+        used = sorted({record["session"] for record in ordered if record.get("session")})
+        return assemble(self._common, ordered, [kept(self._draft(name), SCHEMA) for name in used])
+
+    def _draft(self, name: str) -> Path:
+        """Return where a finished row is kept, or a session: one start, its time, the machine's load and probes."""
+        return self._setup.folder("draft") / f"{name}.json"
 
     def _measure(self, rows: list[Row], keys: dict[str, str]) -> dict[str, Record]:
         begin: Record = {"started": now(), "ended": None, "probes": {"start": self._probe()}}
         name = begin["started"]["time"]
-        self._draft.session(name, begin)
+        keep(self._draft(name), SCHEMA, begin)
         conditions = self._conditions()
         reference = Reference(next(row for row in ROWS if row.name == REFERENCE), conditions, self._report)
         records = {}
@@ -71,46 +79,48 @@ class Session:
             for row in rows:
                 records[row.name] = record = self._one(row, reference, conditions, session=name)
                 if record["status"] == "measured":
-                    self._draft.keep(row.name, keys[row.name], record)
+                    keep(self._draft(row.name), keys[row.name], record)
         finally:
             reference.drop()
         # At both ends, so that a machine that slowed down on the way shows.
         ended = {**begin, "ended": now(), "probes": {**begin["probes"], "end": self._probe()}}
-        self._draft.session(name, ended)
+        keep(self._draft(name), SCHEMA, ended)
         return records
 
     def _one(self, row: Row, reference: Reference, conditions: Conditions, *, session: str) -> Record:
-        """Measure one row; whatever goes wrong with it is its own reason and not the end of the run."""
-        try:
+        def measured() -> Record:
             figures = measure(row, reference, conditions, self._report)
-        except RefusedError as error:
-            return self._unmeasured(row, "not usable", error)
-        except FailedError as error:
-            return self._unmeasured(row, "failed", error)
-        builds = self._builder.all_of(row.needs)
-        made = {
-            name: {"seconds": built.seconds, "peak_bytes": built.peak_bytes}
-            for name, built in builds.items()
-            if not BUILDS[name].aid
-        }
-        return described(row, "measured", session=session, builds=made, **figures)
+            made = {
+                name: {"seconds": built.seconds, "peak_bytes": built.peak_bytes}
+                for name, built in self._builder.all_of(row.needs).items()
+                if not BUILDS[name].aid
+            }
+            return described(row, "measured", session=session, builds=made, **figures)
+
+        return self._or_reason(row, measured)
 
     def _unbuildable(self, row: Row) -> Record | None:
         """Build what a row needs; returns its record if that cannot be had."""
+
+        def built() -> None:
+            self._builder.all_of(row.needs)
+
+        return self._or_reason(row, built)
+
+    def _or_reason(self, row: Row, work: Callable[[], T]) -> T | Record:
+        """Do a part of a row; whatever goes wrong with it is its own reason and not the end of the run."""
         try:
-            for need in row.needs:
-                self._builder.get(need)
+            return work()
         except RefusedError as error:
             return self._unmeasured(row, "not usable", error)
         except FailedError as error:
             return self._unmeasured(row, "failed", error)
-        return None
 
     def _unmeasured(self, row: Row, status: str, error: RefusedError | FailedError) -> Record:
         """Return the record of a row without figures; reports are published, so no folder of this machine is in it."""
         self._report(f"{row.name}: {status}: {error}")
         folders = {self._setup.bundle: "the bundle", self._setup.work: "the work folder", str(Path.home()): "~"}
-        text = str(error)
+        text = plain(str(error))
         for folder, name in folders.items():
             text = text.replace(folder, name)
         return described(row, status, reason=text)
@@ -118,8 +128,8 @@ class Session:
     def _probe(self) -> dict[str, float]:
         """Measure the machine's best matrix products, in a process of its own that is gone afterwards."""
         self._report("matrix products")
-        with Resident("probe", self._setup.logs(), environment_of(self._setup, {})) as worker:
-            answer = worker.ask("call", "benchmarks.throughput.probe:matrix_products", (), (self._setup.threads,))
+        with self._setup.start("probe", {}) as worker:
+            answer = worker.ask("call", here("probe:matrix_products"), (), (self._setup.threads,))
         products: dict[str, float] = answer["result"]
         return products
 
@@ -129,7 +139,7 @@ class Session:
             schedule=self._options.schedule,
             limit=self._options.limit,
             weights=weight_bytes(self._setup),
-            truth=load_arrays(self._setup.folder("reference") / TRUTH),
+            truth=kept_images(self._setup.folder("reference") / TRUTH),
             spread=self._prepared["logit_standard_deviation"],
             layouts=json.dumps(self._prepared["layout"]),
         )
@@ -166,10 +176,22 @@ class Session:
 def prepare_bundle(setup: Setup, report: Report) -> None:
     """Build the bundle if it is the one below ``work`` and not there yet; raises RefusedError or FailedError."""
     if Path(setup.bundle) == setup.folder("bundle"):
-        builds = {
-            "bundle": Build("benchmarks.throughput.exports:build_own_bundle", ("lare2_export", "lare2_ref", "lare2_rt"))
-        }
+        builds = {"bundle": Build(here("exports:build_own_bundle"), OURS)}
         Builder(setup, builds, identity=[setup.model, setup.synthetic], report=report).get("bundle")
+
+
+def header(setup: Setup, schema: str) -> Record:
+    """Return what a report begins with, the time of the start included."""
+    manifest = setup.opened().manifest
+    return {
+        "schema": schema,
+        "model": manifest.model.name,
+        "identity": identity_of(setup),
+        "started": now(),
+        "machine": machine_facts(setup.threads),
+        "packages": packages(),
+        "method": {"ensemble": manifest.method.ensemble, "image_size": manifest.method.image_size},
+    }
 
 
 def identity_of(setup: Setup) -> Record:
@@ -183,3 +205,24 @@ def weight_bytes(setup: Setup) -> int:
     manifest = setup.opened().manifest
     variants = [v for c in manifest.components.values() for v in c if (v.precision, v.profile) == ("fp32", "portable")]
     return sum(manifest.files[name].size for name in {name for variant in variants for name in variant.files})
+
+
+def described(row: Row, status: str, **content: object) -> dict[str, Any]:
+    """Return the record of a row: ``measured``, ``not usable`` or ``failed``, the last two with a reason."""
+    about = {"name": row.name, "kind": row.kind, "title": row.title, "stands_for": row.stands_for}
+    return {**about, "status": status, **content}
+
+
+def assemble(
+    common: Mapping[str, Any], records: Sequence[dict[str, Any]], sessions: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the whole report; shares of the peak are taken here, where the best product of all sessions is known."""
+    products = [value for session in sessions for probe in session["probes"].values() for value in probe.values()]
+    peak = max(products, default=None)
+    work = sum(common["flop"].values())
+    for record in records:
+        if record["status"] == "measured":
+            seconds = record["latency_ms"]["p50"] / 1e3
+            record["gflops"] = work / seconds / 1e9
+            record["share_of_peak"] = record["gflops"] / peak if peak else None
+    return {"schema": SCHEMA, **common, "peak_gflops": peak, "sessions": list(sessions), "rows": list(records)}

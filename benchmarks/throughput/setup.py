@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import importlib.util
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
+from benchmarks.common.resident import Resident
 
 if TYPE_CHECKING:  # imported where they are needed: the parent has no torch, and its workers start quickly
     from lare2_export.build.options import BuildOptions
@@ -20,27 +15,10 @@ if TYPE_CHECKING:  # imported where they are needed: the parent has no torch, an
     from lare2_rt.bundle.opening import Bundle
     from lare2_rt.pixels.preprocess import Pixels
 
-Arrays = Mapping[str, NDArray[Any]]
-
-ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).resolve().parents[1]
 # The reference's arrays, below the folder of the build ``reference``.
 TRUTH = "truth.npz"
 # What an engine predicts, below the folder of its build of predictions.
 PREDICTIONS = "predictions.npz"
-# Everything whose version can move a figure; what is not installed is left out.
-PACKAGES = (
-    "numpy",
-    "torch",
-    "diffusers",
-    "transformers",
-    "open_clip_torch",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "onnxruntime",
-    "openvino",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +40,18 @@ class Setup:
     threads: int
     images: tuple[str, ...]
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """Return the setup that ``facts`` made."""
+        return cls(**{**facts, "images": tuple(facts["images"])})
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
     def sources(self) -> ModelSources:
         """Return the weights; imports torch. Raises SourceError."""
-        from lare2_ref.quiet import quieten_libraries
+        from lare2_ref import quieten_libraries
         from lare2_ref.sources import open_model_folder
         from lare2_ref.synthetic import synthetic
 
@@ -89,11 +76,23 @@ class Setup:
         """Return the folder of one thing that is built."""
         return Path(self.work) / name
 
-    def logs(self) -> Path:
-        """Return the folder of what the workers' libraries write; it exists."""
-        folder = self.folder("logs")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def start(self, name: str, environment: Mapping[str, str]) -> Resident:
+        """Start a worker; what its libraries print goes into the folder ``logs``. Raises FailedError.
+
+        Thread counts have to be known before the libraries are loaded. How threads wait is left to each library: they
+        spin for a while after their work before they sleep, which is part of a library's speed. The pause between turns
+        is longer than that (``Schedule.settle``), and what the resting process uses is measured in every turn.
+
+        Args:
+            environment: further variables, in which ``{work}`` is filled in.
+        """
+        logs = self.folder("logs")
+        logs.mkdir(parents=True, exist_ok=True)
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self.threads))
+        variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        work = str(Path(self.work).absolute())
+        variables |= {variable: value.replace("{work}", work) for variable, value in environment.items()}
+        return Resident(name, logs, variables, worker="benchmarks.throughput.worker:Worker")
 
 
 def build_options(bundle: Bundle, threads: int) -> BuildOptions:
@@ -117,52 +116,3 @@ def build_options(bundle: Bundle, threads: int) -> BuildOptions:
 def graph_name(component: str, ensemble: int, batch: int) -> str:
     """Return the file name of an exported graph."""
     return f"{component}.e{ensemble}.b{batch}.onnx" if component == "unet_step" else f"{component}.b{batch}.onnx"
-
-
-def packages() -> dict[str, str]:
-    """Return the installed versions of everything that can move a figure."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def digest_of(content: object) -> str:
-    """Return sha256 in hex over the canonical JSON of plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def code_digest(*names: str) -> str:
-    """Return sha256 over the Python code of packages and of modules of this folder.
-
-    A figure belongs to the code that it was measured with: when that changes, its row is measured again.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(set(names)):
-        spec = importlib.util.find_spec(name)  # of a package at top level, this imports nothing
-        origin = Path(spec.origin) if spec is not None and spec.origin else None
-        if origin is None:
-            continue
-        package = origin.name == "__init__.py"
-        for path in sorted(origin.parent.rglob("*.py")) if package else [origin]:
-            digest.update(str(path.relative_to(origin.parent)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def save_arrays(path: Path, arrays: list[dict[str, NDArray[Any]]]) -> None:
-    """Write one mapping of arrays an image into one .npz."""
-    named = {f"{index}.{name}": array for index, entry in enumerate(arrays) for name, array in entry.items()}
-    np.savez(path, allow_pickle=False, **named)
-
-
-def load_arrays(path: Path) -> list[dict[str, NDArray[Any]]]:
-    """Read what ``save_arrays`` wrote, image by image."""
-    images: dict[int, dict[str, NDArray[Any]]] = {}
-    with np.load(path, allow_pickle=False) as stored:
-        for key in stored.files:
-            index, name = key.split(".", 1)
-            images.setdefault(int(index), {})[name] = stored[key]
-    return [images[index] for index in sorted(images)]

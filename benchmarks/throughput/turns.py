@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.facts import percentiles
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -113,12 +115,6 @@ def strayed(rounds: Sequence[Round], tolerance: float) -> list[bool]:
 def steady_rounds(rounds: Sequence[Round], tolerance: float) -> list[Round]:
     """Return the rounds that count."""
     return [entry for entry, stray in zip(rounds, strayed(rounds, tolerance), strict=True) if not stray]
-
-
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Return p50, p90 and p99 in milliseconds, interpolated linearly between the measured times."""
-    values = np.percentile(np.asarray(seconds, np.float64) * 1e3, (50, 90, 99))
-    return {name: float(value) for name, value in zip(("p50", "p90", "p99"), values, strict=True)}
 
 
 def summary(rounds: Sequence[Round], schedule: Schedule, *, batch: int = 1) -> dict[str, Any]:

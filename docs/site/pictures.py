@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Draw the pictures of docs/evidence.md and README.md anew: two panels, and the report as desktop and phone show it.
+"""Draw the pictures of docs/evidence.md and README.md anew: two panels, and the report on a desktop and on a phone.
 
     python docs/site/pictures.py IMAGE... [--bundle BUNDLE]
 
-The images are those of the report, the first of them that of the panels; all have to be openly licensed, and the page
-names each. Needs the extra ``browser`` (tests/browser.py says how it is found). The bundle's id stands in the JPEG
-comment of each picture.
+The report shows all images, the panels the first one. All have to be openly licensed, and docs/evidence.md names each.
+Needs the extra ``browser`` (tests/helpers/browser.py says how it is found). The JPEG comment of each picture is the
+bundle's id.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from lare2_rt import Detector
+from lare2_rt import Detector, render_panel
 from lare2_rt.host.atomic import write_bytes
-from lare2_rt.tools.evidence.panel import render_panel
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, os.fspath(ROOT / "tests"))
+sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from tests.helpers import browser
 
+ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs/images"
 DESKTOP, PHONE = (1280, 1500), (400, 1700)
 _TABLE = "(document.getElementById('images').scrollIntoView(), 1)"

@@ -10,16 +10,14 @@ from lare2_rt.errors import UsageError
 from lare2_rt.host.integrity import HashCache
 from lare2_rt.tools.features.reader import Features
 
-from ..accurate import use_accurate_group_norms
 from ..clip_backbone import ClipBackbone
-from ..lare import LareExtractor
-from ..sources import ModelSources, Role
+from ..sources import ModelSources, Role, load_extractor
 from .clip_cache import ClipCache, open_clip_cache
 from .data import Part, Parts
 from .dataset import Geometry
 from .loop import Report, Show, show_nothing
 from .network import Networks, Trainee, freeze, head_config, new_head
-from .request import TrainRequest
+from .options import TrainRequest
 
 LARE_ROLES: tuple[Role, ...] = ("vae", "unet", "scheduler", "text_encoder")
 
@@ -65,26 +63,14 @@ def build_networks(
     clip = sources.clip_backbone().to(device)
     extractor = None
     if features is None or options.computes_lare:
-        extractor = _extractor(sources, bundle).to(device)
+        method = bundle.manifest.method
+        extractor = load_extractor(sources, prompt=method.prompt, timestep=method.timestep).to(device)
+        freeze(extractor)
     if options.backbone == "trained":
         return Networks(Trainee(head, clip), None, extractor, bundle.noise), None
     freeze(clip)
     networks = Networks(Trainee(head, None), clip, extractor, bundle.noise)
     return networks, _clip_cache(request, parts, clip, sources, bundle, accelerator, say, show)
-
-
-def _extractor(sources: ModelSources, bundle: Bundle) -> LareExtractor:
-    method = bundle.manifest.method
-    extractor = LareExtractor(
-        sources.vae(),
-        sources.unet(),
-        sources.scheduler(),
-        prompt_embeds=sources.prompt_embeds(method.prompt),
-        timestep=method.timestep,
-    )
-    use_accurate_group_norms(extractor)
-    freeze(extractor)
-    return extractor
 
 
 def _clip_cache(

@@ -17,8 +17,8 @@ from ..sources import ModelSources
 from .assemble import LARE_ROLES
 from .data import Part, Parts
 from .loop import Trainer, scored_sample
+from .options import TrainRequest
 from .progress import Progress
-from .request import TrainRequest
 
 SCHEMA = "lare2-rt/head-card/1"
 
@@ -74,7 +74,7 @@ def measure(trainer: Trainer, part: Part | None) -> dict[str, Any] | None:
     logits = trainer.logits(part)
     if len({item.label for item in part.items}) < 2:
         return None
-    return summarise(scored_sample(part, logits), DecisionRule("uncalibrated")).as_dict()
+    return asdict(summarise(scored_sample(part, logits), DecisionRule("uncalibrated")))
 
 
 def data_facts(parts: Parts, digest: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lare2_rt.bundle.manifest import Method
+from lare2_rt.errors import Lare2Error
 from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.tools.features.reader import Features
 
@@ -86,16 +87,45 @@ class Samples(Dataset[Sample]):
         return sample
 
 
+class _Caught(Dataset[Sample | Lare2Error]):
+    """Samples whose errors are values: torch rebuilds what a worker raises from its text, without the remedy."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __getitem__(self, index: int) -> Sample | Lare2Error:
+        try:
+            return self._samples[index]
+        except Lare2Error as error:
+            return error
+
+
+def _collated(samples: list[Sample | Lare2Error]) -> Sample | Lare2Error:
+    for sample in samples:
+        if isinstance(sample, Lare2Error):
+            return sample
+    batch: Sample = default_collate(samples)
+    return batch
+
+
 def batches(samples: Samples, chosen: Sequence[Sequence[int]], *, workers: int) -> Iterator[Sample]:
-    """Yield the batches whose image numbers ``chosen`` lists, each tensor with a batch axis in front."""
-    loader: DataLoader[Sample] = DataLoader(
-        samples,
+    """Yield the batches whose image numbers ``chosen`` lists, each tensor with a batch axis in front.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    loader: DataLoader[Sample | Lare2Error] = DataLoader(
+        _Caught(samples),
         batch_sampler=[list(batch) for batch in chosen],
+        collate_fn=_collated,
         num_workers=workers,
         # Of its own: creating an iterator draws from torch's global generator, which a resume must find untouched.
         generator=torch.Generator().manual_seed(0),
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, Lare2Error):
+            raise batch
+        yield batch
 
 
 def shards(order: Sequence[int], batch: int, *, rank: int, world: int) -> list[list[int]]:

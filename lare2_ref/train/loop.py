@@ -17,8 +17,7 @@ from torch import Tensor
 from lare2_rt.detection import DecisionRule
 from lare2_rt.host.atomic import write_bytes
 from lare2_rt.tools.evaluation.scores import Floats
-from lare2_rt.tools.evaluation.summary import Sample as ScoredSample
-from lare2_rt.tools.evaluation.summary import group_numbers, summarise
+from lare2_rt.tools.evaluation.summary import Sample as ScoredSample, group_numbers, summarise
 from lare2_rt.tools.features.reader import Features
 
 from ..checkpoints import read_safetensors

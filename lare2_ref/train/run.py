@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,23 @@ from lare2_rt.bundle.locate import locate_bundle
 from lare2_rt.bundle.opening import Bundle, open_bundle
 from lare2_rt.errors import OutputError, UsageError
 from lare2_rt.host.atomic import reason, write_bytes
-from lare2_rt.host.replace_folder import folder_lock
+from lare2_rt.host.locks import folder_lock
+from lare2_rt.tools.datasets.table import Index
 from lare2_rt.tools.features.reader import Features, open_features
 
 from .assemble import build_networks, check_same_stable_diffusion, geometry_of, run_facts
 from .card import card_of, data_facts, measure, origin
-from .curves import curves
 from .data import Part, Parts, split_parts
 from .loop import Report, Show, Trainer, Workshop, show_nothing
-from .request import TrainRequest
+from .options import TrainRequest
+from .progress import EpochRecord
 from .results import HEAD, write_results
 
 RUN = "run.json"
 
 
-def train(request: TrainRequest, *, report: Report, show: Show = show_nothing) -> Path:
-    """Train a head and return the folder of the results; a run that was killed goes on from its last checkpoint.
+def train(index: Index, request: TrainRequest, *, report: Report, show: Show = show_nothing) -> Path:
+    """Train a head on a labelled set and return the folder of the results; a killed run goes on from its checkpoint.
 
     ``report`` receives one line per phase and epoch; ``show`` shows how far a phase is, in images.
 
@@ -43,7 +44,7 @@ def train(request: TrainRequest, *, report: Report, show: Show = show_nothing) -
     bundle = open_bundle(locate_bundle(request.bundle).path)
     sources = request.weights.sources()
     features = _features(request, bundle)
-    parts = split_parts(request.index, features, validation_share=options.validation_share, seed=options.seed)
+    parts = split_parts(index, features, validation_share=options.validation_share, seed=options.seed)
     if features is None or options.computes_lare:
         check_same_stable_diffusion(sources, bundle)
     _deterministic()
@@ -74,14 +75,14 @@ def train(request: TrainRequest, *, report: Report, show: Show = show_nothing) -
             out=request.out,
             clean=replace(options, crop="centre", augment="none", noise="fixed"),
         )
-        with curves(request, main) as watch:
+        with _curves(request, main) as watch:
             trainer = Trainer(shop, networks, accelerator, digest=digest, report=say, watch=watch, show=show)
             progress = trainer.run()
         trainer.restore_best()
         measured = {"validation": measure(trainer, parts.validation), "test": measure(trainer, parts.test)}
         if main:
             made_from = origin(request, bundle, sources, facts, accelerator)
-            card = card_of(made_from, data_facts(parts, request.index.digest), progress, measured)
+            card = card_of(made_from, data_facts(parts, index.digest), progress, measured)
             write_results(request.out, trainer.trainee, card)
         say(f"done: {request.out / HEAD}, and what it is in {request.out / 'card.md'}")
     return request.out
@@ -131,6 +132,31 @@ def _folder(out: Path, main: bool) -> Iterator[None]:
         raise OutputError(
             f"cannot write {out}: {reason(error)}", remedy="free some space or name another --out"
         ) from error
+
+
+@contextlib.contextmanager
+def _curves(request: TrainRequest, main: bool) -> Iterator[Callable[[EpochRecord], None]]:
+    """Yield what takes each epoch's record and draws it for TensorBoard, where that is asked for."""
+    if not request.tensorboard or not main:
+        yield lambda record: None
+        return
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        remedy = "pip install tensorboard, or leave --tensorboard out"
+        raise UsageError("tensorboard is not installed", remedy=remedy) from None
+    writer = SummaryWriter(str(request.out / "tensorboard"))
+
+    def watch(record: EpochRecord) -> None:
+        for name, value in asdict(record).items():
+            if name != "epoch":
+                writer.add_scalar(name, value, record.epoch)
+        writer.flush()
+
+    try:
+        yield watch
+    finally:
+        writer.close()
 
 
 def _describe(parts: Parts) -> str:

@@ -11,34 +11,46 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .bundle.manifest import Manifest
-    from .bundle.opening import Bundle, open_bundle
-    from .detection import DecisionRule, Detection, Provenance
-    from .detector import Detector, DetectorInfo
+    from .bundle.manifest import Manifest as Manifest
+    from .bundle.opening import Bundle as Bundle, open_bundle as open_bundle
+    from .detection import DecisionRule as DecisionRule, Detection as Detection, Provenance as Provenance
+    from .detector import Detector as Detector, DetectorInfo as DetectorInfo
     from .engines.contract import (
-        ChainOutput,
-        Engine,
-        EngineInfo,
-        EngineOptions,
-        OpenEngine,
-        WindowEngine,
-        WindowOutput,
+        ChainOutput as ChainOutput,
+        Engine as Engine,
+        EngineInfo as EngineInfo,
+        EngineOptions as EngineOptions,
+        OpenEngine as OpenEngine,
+        WindowEngine as WindowEngine,
+        WindowOutput as WindowOutput,
     )
-    from .errors import BundleError, EngineError, ImageError, Lare2Error, OutputError, UsageError
-    from .pixels.limits import Limits
-    from .pixels.policy import Preprocessing
-    from .pixels.preprocess import Pixels, preprocess
-    from .tools.datasets.audit import AuditReport, audit_index
-    from .tools.datasets.build import Indexed, build_index
-    from .tools.datasets.matched import MatchedOptions, write_matched
-    from .tools.datasets.split import SplitOptions, arrange_splits
-    from .tools.datasets.table import Index, IndexRow, read_index, write_index
-    from .tools.evidence.maps import attention_map, lare_map, overlay
-    from .tools.evidence.panel import render_panel
-    from .tools.evidence.scale import Scale, Scales, run_scales
-    from .tools.features.extract import Extraction, ExtractOptions
-    from .tools.features.reader import Features, open_features
-    from .tools.features.sources import ImageFile, sources_of
+    from .errors import (
+        BundleError as BundleError,
+        EngineError as EngineError,
+        ImageError as ImageError,
+        Lare2Error as Lare2Error,
+        OutputError as OutputError,
+        UsageError as UsageError,
+    )
+    from .pixels.limits import Limits as Limits
+    from .pixels.policy import Preprocessing as Preprocessing
+    from .pixels.preprocess import Pixels as Pixels, preprocess as preprocess
+    from .tools.datasets.audit import AuditReport as AuditReport, audit_index as audit_index
+    from .tools.datasets.build import Indexed as Indexed, build_index as build_index
+    from .tools.datasets.matched import MatchedOptions as MatchedOptions, write_matched as write_matched
+    from .tools.datasets.split import SplitOptions as SplitOptions, arrange_splits as arrange_splits
+    from .tools.datasets.table import (
+        Index as Index,
+        IndexRow as IndexRow,
+        read_index as read_index,
+        write_index as write_index,
+    )
+    from .tools.evidence.maps import attention_map as attention_map, lare_map as lare_map, overlay as overlay
+    from .tools.evidence.panel import render_panel as render_panel
+    from .tools.evidence.scale import Scale as Scale, Scales as Scales, run_scales as run_scales
+    from .tools.features.extract import Extraction as Extraction, ExtractOptions as ExtractOptions
+    from .tools.features.reader import Features as Features, open_features as open_features
+    from .tools.features.sources import ImageFile as ImageFile, sources_of as sources_of
 
 _WHERE = {
     "bundle.manifest": ("Manifest",),
@@ -72,59 +84,7 @@ _WHERE = {
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
-__all__ = [
-    "AuditReport",
-    "Bundle",
-    "BundleError",
-    "ChainOutput",
-    "DecisionRule",
-    "Detection",
-    "Detector",
-    "DetectorInfo",
-    "Engine",
-    "EngineError",
-    "EngineInfo",
-    "EngineOptions",
-    "ExtractOptions",
-    "Extraction",
-    "Features",
-    "ImageError",
-    "ImageFile",
-    "Index",
-    "IndexRow",
-    "Indexed",
-    "Lare2Error",
-    "Limits",
-    "Manifest",
-    "MatchedOptions",
-    "OpenEngine",
-    "OutputError",
-    "Pixels",
-    "Preprocessing",
-    "Provenance",
-    "Scale",
-    "Scales",
-    "SplitOptions",
-    "UsageError",
-    "WindowEngine",
-    "WindowOutput",
-    "__version__",
-    "arrange_splits",
-    "attention_map",
-    "audit_index",
-    "build_index",
-    "lare_map",
-    "open_bundle",
-    "open_features",
-    "overlay",
-    "preprocess",
-    "read_index",
-    "render_panel",
-    "run_scales",
-    "sources_of",
-    "write_index",
-    "write_matched",
-]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> object:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .columns import SCHEMA, record_of
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 Verdict = Literal["generated", "real", "unsure"]
 Calibration = Literal["untrained", "uncalibrated", "calibrated"]
-SCHEMA = "lare2-rt/detection/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,9 @@ class DecisionRule:
         if threshold is None:
             return self
         if not 0 <= threshold <= 1:
-            raise UsageError(f"the threshold must lie between 0 and 1, not {threshold}")
+            raise UsageError(
+                f"the threshold must lie between 0 and 1, not {threshold}", remedy="choose a probability, such as 0.5"
+            )
         return replace(self, real_below=threshold, generated_from=threshold, explicit=True)
 
     @property
@@ -175,6 +177,7 @@ class Detection:
     error: str | None = None
     window_attention: NDArray[np.float32] | None = None
     view: View | None = None
+    schema: ClassVar[str] = SCHEMA
 
     @property
     def ok(self) -> bool:
@@ -195,43 +198,7 @@ class Detection:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record of JSON output, schema ``lare2-rt/detection/1``: plain types, maps as means."""
-        rule, provenance = self.rule, self.provenance
-        return {
-            "schema": SCHEMA,
-            "source": self.source,
-            "error": self.error,
-            "verdict": self.verdict,
-            "probability": self.probability,
-            "logits": None if self.logits is None else list(self.logits),
-            "lare_mean": self.lare_mean,
-            "decision": {
-                "calibration": rule.calibration,
-                "real_below": rule.real_below,
-                "generated_from": rule.generated_from,
-                "explicit": rule.explicit,
-                "note": rule.note,
-                "temperature": rule.temperature,
-                "bias": rule.bias,
-                "crops": rule.crops,
-            },
-            "crops": provenance.crops,
-            "windows": self.windows,
-            "bundle": {
-                "name": provenance.bundle_name,
-                "id": provenance.bundle_id,
-                "path": provenance.bundle_path,
-            },
-            "engine": {
-                "name": provenance.engine,
-                "version": provenance.engine_version,
-                "device": provenance.device,
-                "precision": provenance.precision,
-                "batch": provenance.batch,
-                "threads": provenance.threads,
-                "build_key": provenance.build_key,
-            },
-            "timings_ms": {name: round(value, 3) for name, value in self.timings.items()},
-        }
+        return record_of(self)
 
 
 def probability_of_generated(

@@ -42,9 +42,13 @@ class ImageError(Lare2Error):
     """One image cannot be read or is refused; other images are not affected."""
 
 
-def no_memory() -> ImageError:
+class PassingImageError(ImageError):
+    """The image may be read another time: memory or time ran out, or a process was killed."""
+
+
+def no_memory() -> PassingImageError:
     """Return the error of a file whose decoding runs out of memory."""
-    return ImageError("not enough memory to decode it", remedy="scale it down or free some memory")
+    return PassingImageError("not enough memory to decode it", remedy="scale it down or free some memory")
 
 
 class BundleError(Lare2Error):

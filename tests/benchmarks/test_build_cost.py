@@ -2,13 +2,11 @@
 
 import copy
 import json
-import subprocess
 import sys
 
 import pytest
 
-from benchmarks.build_cost.__main__ import broken
-from benchmarks.build_cost.watch import disk_size, watch
+from benchmarks.build_cost.__main__ import broken, disk_size, start, watch
 from lare2_export.build.estimate import estimate
 from lare2_export.build.options import BuildOptions
 from lare2_export.build.plan import make_plan
@@ -44,9 +42,8 @@ def test_a_command_is_watched_with_all_its_processes(tmp_path, monkeypatch):
 
 
 def test_a_start_is_measured(embedded, photos, tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/build_cost/start.py", embedded, photos[0]]
-    variables = environment(LARE2_CACHE=tmp_path)
-    runs = [json.loads(subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=True).stdout) for _ in "12"]
+    variables = environment(ROOT, LARE2_CACHE=tmp_path)
+    runs = [start(embedded, photos[0], variables) for _ in "12"]
     assert runs[0]["bytes_checked"] == sum(entry.size for entry in open_bundle(embedded).manifest.files.values())
     for run in runs:
         assert 0 < run["inference_s"] < 60

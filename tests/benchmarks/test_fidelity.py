@@ -8,12 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
 from benchmarks import fidelity
-from benchmarks.render import profile as render_profile
+from benchmarks.render.fidelity import FIDELITY
 from lare2_rt.detection import DecisionRule
 
 
@@ -58,7 +54,7 @@ class TestFidelity:
                 "openvino": {"reason": "openvino is not installed"},
             },
         }  # fmt: skip
-        shown = render_profile.FIDELITY["fidelity-photographs"](report)
+        shown = FIDELITY["fidelity-photographs"](report)
         assert "| allowed | 3.0e-4 | 3.0e-4 | 1.0e-3 | — | 1.0e-2 | 0 |  |" in shown
         assert "| `winograd` | 1.0e-6 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | — | yes |" in shown
         assert "| `onnxruntime` | 4.0e-4 | 1.0e-6 | 1.0e-6 | 1.0e-7 | 1.0e-3 | — | **no** |" in shown
@@ -68,9 +64,9 @@ class TestFidelity:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--images", "nowhere"], "nowhere is not a folder"),
+            (["--images", "nowhere"], "with --images"),
             (["--images", ".", "--engines", "tensorrt,fast"], "there is no engine 'fast'"),
-            (["--images", ".", "--limit", "1"], "--limit must be at least 2"),
+            (["--images", ".", "--limit", "1"], "set --limit to at least 2"),
         ],
     )
     def test_wrong_options_are_one_sentence(self, arguments, words, capsys, monkeypatch, tmp_path):
@@ -84,7 +80,7 @@ class TestFidelity:
 @pytest.mark.slow
 def test_fidelity_end_to_end(photos, tmp_path):
     out = tmp_path / "fidelity.json"
-    command = [sys.executable, BENCHMARKS / "fidelity.py", "--images", photos[-1].parent, "--limit", "2"]
+    command = [sys.executable, "-m", "benchmarks.fidelity", "--images", photos[-1].parent, "--limit", "2"]
     command += ["--engines", "onnxruntime,winograd", "--work", tmp_path, "--out", out]
     run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert run.returncode in (0, 1), run.stderr

@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_reference
+from benchmarks.common.resident import FailedError, Resident
 from benchmarks.gpu_report import __main__ as gpu_report
 from benchmarks.gpu_report.cases import ROWS, cases_of
-from benchmarks.gpu_report.process import in_process, run_group
 from benchmarks.gpu_report.table import page
+from benchmarks.gpu_report.worker import in_process
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.errors import UsageError
 from lare2_rt.host.console import Terminated
 from tests.benchmarks.test_gpu_report import GPU, OPINION, bundle, case  # noqa: F401 - a fixture among them
 from tests.conftest import ROOT
+from tests.helpers.processes import environment
 
 
 class FakeProcesses:
@@ -53,7 +55,7 @@ class TestCommand:
         return processes
 
     def options(self, bundle, tmp_path, **changes):  # noqa: F811
-        given = gpu_report._parser().parse_args(
+        given = gpu_report.parser().parse_args(
             [
                 "--bundle",
                 str(bundle.path),
@@ -71,7 +73,8 @@ class TestCommand:
         """As users start it: CPU rows, Polygraphy, a sentence, exit code 2, and both files."""
         command = [
             sys.executable,
-            ROOT / "benchmarks/gpu_report/__main__.py",
+            "-m",
+            "benchmarks.gpu_report",
             "--bundle",
             bundle.path,
             "--out",
@@ -79,7 +82,7 @@ class TestCommand:
         ]
         command += ["--work", tmp_path / "w", "--seconds", "0.1", "--threads", "1"]
         command += ["--row", "CPU: ONNX Runtime fp32", "--row", "TensorRT, graph"]
-        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(ROOT))
         if "there is no usable NVIDIA GPU here" not in run.stderr:
             pytest.skip("there is a GPU")
         assert run.returncode == 2, run.stderr
@@ -229,16 +232,21 @@ class TestCommand:
         return False
 
     @pytest.mark.parametrize("ends", [False, True])
-    def test_what_a_process_started_ends_with_it(self, tmp_path, ends):
+    def test_what_a_process_started_ends_with_it(self, tmp_path, monkeypatch, ends):
         """A builder that went on would disturb the next case, whether the worker hangs at the limit or just leaves."""
-        script = f"sleep 600 & echo $! > '{tmp_path}/pid'; {'exit 7' if ends else 'wait'}"
-        with (tmp_path / "said").open("w+") as said:
-            if ends:
-                assert run_group(["sh", "-c", script], said, limit=60) == 7
-            else:
-                with pytest.raises(subprocess.TimeoutExpired):
-                    run_group(["sh", "-c", script], said, limit=1)
-        assert self.gone(int((tmp_path / "pid").read_text()))
+        (tmp_path / "starter.py").write_text(
+            "import os, subprocess, time\n"
+            "def start():\n    return subprocess.Popen(['sleep', '600']).pid\n"
+            "def leave():\n    os._exit(7)\n"
+            "def hang():\n    time.sleep(600)\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with Resident("its process", None, {}) as process:
+            started = process.ask("call", "starter:start", (), ())["result"]
+            with pytest.raises(FailedError, match="code 7" if ends else r"within 0\.5 s"):
+                process.ask("call", "starter:leave" if ends else "starter:hang", (), (), limit=60 if ends else 0.5)
+        assert self.gone(started)
+        assert self.gone(process.pid)
 
     def test_ctrl_c_ends_the_worker_and_what_it_started(self, bundle, tmp_path, monkeypatch):  # noqa: F811
         """Through the real worker, which opens a row that starts a process and then hangs."""
@@ -253,7 +261,7 @@ class TestCommand:
             "    target.with_suffix('.new').rename(target)\n"
             "    time.sleep(600)\n"
         )
-        monkeypatch.syspath_prepend(folder)
+        monkeypatch.setenv("PYTHONPATH", str(folder))
         common = {"bundle": str(bundle.path), "model": None, "work": str(tmp_path), "reference": None}
         one, *_ = cases_of([ROWS[-1]], (1,), **common, threads=1, seconds=0.1)
         pids = tmp_path / "pids"
@@ -293,14 +301,15 @@ def test_on_a_gpu_the_kit_proves_an_engine(bundle, tmp_path):  # noqa: F811
     """The command itself, in miniature: whichever GPU engine is installed must be faithful."""
     command = [
         sys.executable,
-        ROOT / "benchmarks/gpu_report/__main__.py",
+        "-m",
+        "benchmarks.gpu_report",
         "--bundle",
         bundle.path,
         "--out",
         tmp_path / "r",
     ]
     command += ["--work", tmp_path / "w", "--seconds", "1", "--batch", "1"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(ROOT))
     assert run.returncode in (0, 2), run.stderr
     if run.returncode == 2:
         pytest.skip(run.stderr.splitlines()[-1])

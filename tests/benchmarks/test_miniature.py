@@ -11,18 +11,17 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.miniature import unet as miniature_unet
-from benchmarks.miniature import vae as miniature_vae
-from benchmarks.miniature.collect import credits_of, subject
-from benchmarks.miniature.lare import Extraction, as_the_runtime_sees, noises
+from benchmarks.miniature import unet as miniature_unet, vae as miniature_vae
+from benchmarks.miniature.collect import credits_of, rcc_files, subject
 from benchmarks.miniature.photos import PHOTOS, cut, fingerprints, read_table, split_groups
 from benchmarks.miniature.protocol import FULL, QUICK, SPLITS
-from benchmarks.miniature.rcc import files as rcc_files
 from benchmarks.miniature.report import nearest
 from benchmarks.miniature.stats import Complexity, Resamples, auc, paired_dz
 from benchmarks.miniature.training import as_tensor
+from benchmarks.miniature.unet import Extraction, as_the_runtime_sees, noises
 from lare2_ref.lare import LareExtractor
 from lare2_ref.sources import default_model_folder, open_model_folder
+from lare2_rt.errors import UsageError
 from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.pixels.preprocess import preprocess
 
@@ -50,8 +49,9 @@ class TestPhotographs:
             (tmp_path / path.name).write_bytes(path.read_bytes())
         changed = sorted(tmp_path.glob("*.jpg"))[7]
         changed.write_bytes(changed.read_bytes()[:-1] + b"x")
-        with pytest.raises(ValueError, match=f"{changed.name} is not the photograph of the table"):
+        with pytest.raises(UsageError, match=f"{changed.name} is not the photograph of the table") as caught:
             read_table(tmp_path)
+        assert caught.value.remedy == "check it out again"
 
     def test_no_group_and_no_photograph_stands_in_two_splits(self):
         rows = read_table()

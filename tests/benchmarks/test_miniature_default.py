@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.miniature import default as miniature_default
 from benchmarks.miniature.protocol import GENERATORS, SEEN
-from benchmarks.render.default import DEFAULT
+from benchmarks.render.miniature import DEFAULT
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.tools.datasets.build import build_index
 from lare2_rt.tools.evaluation.items import select

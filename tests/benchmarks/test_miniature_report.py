@@ -13,6 +13,7 @@ from benchmarks.miniature.report import data_facts
 from benchmarks.miniature.stages import Work
 from benchmarks.render.miniature import AGAIN, MINIATURE
 from lare2_ref.sources import open_model_folder
+from lare2_rt.errors import UsageError
 from tests.conftest import ROOT
 from tests.helpers.miniature_sample import assert_tables, sample_report
 
@@ -71,14 +72,14 @@ class TestCompare:
         report = self.changed(0.6)
         del report["noise"]["fixed 1"]
         for one, other in ((report, sample_report()), (sample_report(), report)):
-            with pytest.raises(ValueError, match="noise has other entries in the two reports"):
+            with pytest.raises(UsageError, match="noise has other entries in the two reports"):
                 compare(one, other)
 
     @pytest.mark.parametrize(
         ("content", "says"),
         [
-            (None, "can't be read as a report"),
-            ("{", "can't be read as a report"),
+            (None, "cannot be read as a report"),
+            ("{", "cannot be read as a report"),
             ("[]", "is no report of the miniature"),
             (
                 '{"schema": "lare2-rt/miniature/1", "key": "of-others"}',

@@ -5,14 +5,13 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
-from benchmarks.render import __main__ as render_tables
-from benchmarks.render import components as render_components
-from benchmarks.render import markdown as render_markdown
-from benchmarks.render import profile as render_profile
+from benchmarks.render import (
+    __main__ as render_tables,
+    claim as render_claim,
+    fidelity as render_fidelity,
+    profile as render_profile,
+    throughput as render_throughput,
+)
 from lare2_rt.errors import UsageError
 
 
@@ -111,48 +110,50 @@ the reference; of the logit: largest difference in units of its standard deviati
 
 class TestTables:
     def test_readme_table(self):
-        assert render_markdown.readme_table(sample_report()) == README_TABLE
+        assert render_throughput.readme_table(sample_report()) == README_TABLE
 
     def test_other_tables(self):
         report = sample_report()
-        speed = render_markdown.speed_table(report)
+        speed = render_throughput.speed_table(report)
         assert (
             "| `eager` | 9123 | 9200 | 9300 | 9124 | 1.00 (0.99 to 1.01) | 0.11 | 110 | 59 % | 8 + 0 strayed |" in speed
         )
-        fidelity = render_markdown.fidelity_table(report)
+        fidelity = render_throughput.fidelity_table(report)
         assert "| `eager` | 1.1e-6 | — | 3.1e-6 | 2.0e-5 | 4.0e-7 | 3.0e-6 | 1.2e-5 | yes |" in fidelity
-        start = render_markdown.start_table(report)
+        start = render_throughput.start_table(report)
         assert "| 120 s | 8.0 GB | 1.0 s | 2.0 s | 9.5 s | 5.2 GB | 4.9 GB |" in start
-        conditions = render_markdown.conditions_table(report)
+        conditions = render_throughput.conditions_table(report)
         assert "start: numpy 180, torch 185; end: numpy 181, torch 184" in conditions
         assert "993.1 GFLOP (vae_encoder 27 %, unet_step 73 %)" in conditions
         assert "channels_last (contiguous 2470 ms, channels_last 2330 ms)" in conditions
-        components = render_components.components_table(report)
+        components = render_throughput.components_table(report)
         assert "| row | `vae_encoder` | `unet_step` |" in components
         assert "| `eager` | 1640 (1.51 ×) | — |" in components
         assert "| **`openvino`** | — | — |" in components
-        assert "No row of ours, or no peer" in render_components.summary(report)
+        assert "No row of ours, or no peer" in render_claim.summary(report)
         slow, fast = (measured_row(name, "peer", speedup=ratio) for name, ratio in (("slow", 1.1), ("fast", 1.43)))
-        summary_ = render_components.summary({**report, "rows": [slow, *report["rows"], fast]})
+        summary_ = render_claim.summary({**report, "rows": [slow, *report["rows"], fast]})
         assert "| fastest row | `winograd`, 5800 ms an image |" in summary_
         assert "| against eager beside it | 1.57 × |" in summary_
         assert "| against the fastest peer | 1.10 × `fast` |" in summary_
         assert "| its VAE encoder against eager's | 1.51 × |" in summary_
         broken = measured_row("x", "peer")
         broken["fidelity"]["lare"]["worst_relative_l2"] = None
-        assert "| broken |" in render_markdown.readme_table({**report, "rows": [broken]})
+        assert "| broken |" in render_throughput.readme_table({**report, "rows": [broken]})
 
     def test_every_table_renders(self):
         """Those too that no page asks for yet, where a missing key would not be seen."""
         samples = (
-            (render_markdown.THROUGHPUT | render_components.TABLES, sample_report()),
-            (render_profile.FIDELITY, sample_fidelity()),
+            (render_throughput.THROUGHPUT | render_claim.CLAIM, sample_report()),
+            (render_fidelity.FIDELITY, sample_fidelity()),
             (render_profile.PROFILE, sample_profile()),
         )
         for tables, report in samples:
             for name, render in tables.items():
                 shown = render(report)
-                begin = {"throughput-plot": "![", "throughput-summary": "*No row of ours"}.get(name, "| ")
+                begin = {"throughput-plot": "![", "throughput-summary": "*No row of ours", "claim": "**LaRE"}.get(
+                    name, "| "
+                )
                 assert shown.startswith(begin), name
                 for part in shown.split("\n\n"):
                     widths = {line.replace("\\|", "").count("|") for line in part.splitlines() if line[0] == "|"}
@@ -175,7 +176,7 @@ class TestTables:
         assert "| 4 | 1 | 4000 | 5.0 GB | — | — |" in sizes(report)
 
     def test_fidelity_on_photographs(self):
-        shown = render_profile.fidelity_table(sample_fidelity())
+        shown = render_fidelity.fidelity_table(sample_fidelity())
         assert "| `onnxruntime` | 1.1e-6 | — | 3.1e-6 | 4.0e-7 | 1.2e-5 | — | yes |" in shown
         assert "| `openvino` | — | — | — | — | — | — | a\\|b |" in shown
         assert "| `winograd` | 1.1e-6 | — | 3.1e-6 | 4.0e-7 | 1.2e-5 | 3 | **no** |" in shown

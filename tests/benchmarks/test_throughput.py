@@ -1,7 +1,6 @@
 """The throughput benchmark: its rows, rows that break, resuming, and whole runs."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,25 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
-from benchmarks.render import markdown as render_markdown
-from benchmarks.render import profile as render_profile
-from benchmarks.throughput import __main__ as throughput
-from benchmarks.throughput import session as throughput_session
+from benchmarks.common.facts import code_digest
+from benchmarks.common.resident import FailedError, RefusedError, Resident
+from benchmarks.render import profile as render_profile, throughput as render_throughput
+from benchmarks.throughput import __main__ as throughput, session as throughput_session
 from benchmarks.throughput.blocks import block_of, blocks_of_nodes, in_order
 from benchmarks.throughput.builds import Builder
-from benchmarks.throughput.memory import Footprint
 from benchmarks.throughput.options import Options, parse
-from benchmarks.throughput.process import FailedError, RefusedError, Resident
-from benchmarks.throughput.rows import BUILDS, REFERENCE, ROWS, Build, Row
+from benchmarks.throughput.rows import BUILDS, ENGINES, REFERENCE, ROWS, Build, Footprint, Row
 from benchmarks.throughput.setup import Setup
 from benchmarks.throughput.turns import Schedule
+from lare2_rt.engines import registry
+from tests.conftest import ROOT
+from tests.helpers.processes import environment
 
-FAKES = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-FAKE_BUILDS = {"reference": Build("fake_rows:prepare", ())}
+FAKE_ROWS = "tests.fakes.rows"
+FAKE_BUILDS = {"reference": Build(f"{FAKE_ROWS}:prepare", ())}
 
 
 def silent(line):
@@ -56,9 +52,17 @@ class TestRows:
             assert set(row.needs) <= set(BUILDS)
         for function in [row.opener for row in ROWS] + [build.function for build in BUILDS.values()]:
             module, name = function.split(":")
-            assert f"\ndef {name}(setup: Setup" in (BENCHMARKS / f"{module}.py").read_text(), function
+            source = (ROOT / module.replace(".", "/")).with_suffix(".py")
+            assert f"\ndef {name}(setup: Setup" in source.read_text(), function
+        for code in [row.code for row in ROWS] + [build.code for build in BUILDS.values()]:
+            code_digest(*code)
         for build in BUILDS.values():
             assert set(build.needs) <= set(BUILDS)
+
+    def test_engines_are_the_registrys(self):
+        """Each engine of a CPU has a row through the public runtime, without a line about it in the benchmarks."""
+        known = {entry.name for entry in registry.ENGINES if entry.device == "cpu"}
+        assert set(ENGINES) == known == {row.name for row in ROWS if row.kind == "ours"}
 
     def test_every_build_is_needed(self):
         needed = {need for row in ROWS for need in row.needs}
@@ -69,11 +73,11 @@ class TestRows:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--rows", "eager,tensorrt"], "no row 'tensorrt'; rows are eager, "),
-        (["--threads", "0"], "--threads must lie between 1 and"),
-        (["--rounds", "0"], "must be positive"),
-        (["--memory", "nan"], "must be positive"),
-        (["--images", "nowhere"], "nowhere is not a folder"),
+        (["--rows", "eager,tensorrt"], "rows are eager, "),
+        (["--threads", "0"], "set --threads to 1 to"),
+        (["--rounds", "0"], "--rounds must be positive"),
+        (["--memory", "nan"], "--memory must be positive"),
+        (["--images", "nowhere"], "--images"),
         (["--model", "nowhere"], "nowhere is not a model folder"),
     ],
 )
@@ -87,7 +91,7 @@ def test_wrong_options_are_one_sentence(arguments, words, capsys, monkeypatch, t
 
 
 def fake_row(name, kind="peer"):
-    return Row(name, kind, f"{name} row", "a test", f"fake_rows:{name}", (), ("lare2_ref",), Footprint(1e6, 0))
+    return Row(name, kind, f"{name} row", "a test", f"{FAKE_ROWS}:{name}", (), ("lare2_ref",), Footprint(1e6, 0))
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +100,13 @@ def prepared(tmp_path_factory, embedded, photos):
     work = tmp_path_factory.mktemp("throughput") / "work"
     work.mkdir()
     setup = Setup("fake", True, str(embedded), str(work), 1, tuple(str(p) for p in photos[:2]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", FAKES)
-        identity = throughput_session.identity_of(setup)
-        Builder(setup, FAKE_BUILDS, identity=identity, report=silent).get("reference")
+    Builder(setup, FAKE_BUILDS, identity=throughput_session.identity_of(setup), report=silent).get("reference")
     return setup
 
 
 @pytest.fixture
 def fake_setup(prepared, tmp_path, monkeypatch):
     """A setup whose reference is a fake too, so that whole runs take seconds and no torch."""
-    monkeypatch.setenv("PYTHONPATH", FAKES)
     reference = replace(fake_row("good", "reference"), name=REFERENCE)
     monkeypatch.setattr(throughput_session, "ROWS", (reference,))
     monkeypatch.setattr(throughput_session, "BUILDS", FAKE_BUILDS)
@@ -132,11 +132,11 @@ class TestSession:
         assert [row["status"] for row in report["rows"]] == [
             "failed", "failed", "failed", "not usable", "measured", "measured", "measured"
         ]  # fmt: skip
-        assert "ended with exit code 7 after writing 'the library says goodbye'" in rows["exits"]["reason"]
-        assert "was killed, probably for lack of memory" in rows["killed"]["reason"]
+        assert "code 7: the library says goodbye" in rows["exits"]["reason"]
+        assert rows["killed"]["reason"].endswith("; close other programs")
         assert "ValueError: no such operator; the trace is in logs/raises.log" in rows["raises"]["reason"]
         assert "ValueError: no such operator" in (Path(fake_setup.work) / "logs/raises.log").read_text()
-        assert rows["refuses"]["reason"] == "the fake engine is not installed: pip install fake"
+        assert rows["refuses"]["reason"] == "the fake engine is not installed; pip install fake"
         assert rows["wrong"]["fidelity"]["lare"]["worst_relative_l2"] is None
         assert rows["wrong"]["speedup"] > 1.2
         assert rows["good"]["fidelity"]["lare"]["worst_relative_l2"] == 0
@@ -151,8 +151,8 @@ class TestSession:
         # A library whose threads never sleep takes the CPU from the other process, and shows.
         assert rows["spins"]["idle_cpu_share"]["candidate"] > 0.03
         assert rows["good"]["idle_cpu_share"]["candidate"] < 0.02
-        assert "`spins` ‡" in render_markdown.speed_table(report)
-        assert "`good` ‡" not in render_markdown.speed_table(report)
+        assert "`spins` ‡" in render_throughput.speed_table(report)
+        assert "`good` ‡" not in render_throughput.speed_table(report)
         json.dumps(report, allow_nan=False)
         assert str(Path.home()) not in json.dumps(report)
         assert fake_setup.work not in json.dumps(report)
@@ -199,8 +199,8 @@ class TestBuilds:
 
     def test_made_once_and_again_when_anything_decisive_changes(self, fake_setup):
         builds = {
-            "one": Build("fake_rows:count", (), arguments=("one",)),
-            "two": Build("fake_rows:count", (), arguments=("two",), needs=("one",)),
+            "one": Build(f"{FAKE_ROWS}:count", (), arguments=("one",)),
+            "two": Build(f"{FAKE_ROWS}:count", (), arguments=("two",), needs=("one",)),
         }
         count = lambda name: len((Path(fake_setup.work) / f"{name}.count").read_text().split())  # noqa: E731
         assert self.builder(fake_setup, builds).get("two").result == {"name": "two"}
@@ -216,30 +216,33 @@ class TestBuilds:
         assert (count("one"), count("two")) == (4, 2)
 
     def test_a_failure_is_remembered_within_a_run(self, fake_setup):
-        builder = self.builder(fake_setup, {"bad": Build("fake_rows:fail", ())})
+        builder = self.builder(fake_setup, {"bad": Build(f"{FAKE_ROWS}:fail", ())})
         with pytest.raises(FailedError, match=r"build-bad failed: RuntimeError: the exporter gave up") as first:
             builder.get("bad")
+        assert first.value.remedy == "the trace is in logs/build-bad.log"
         with pytest.raises(FailedError) as second:
             builder.get("bad")
         assert second.value is first.value
 
     def test_a_missing_library_is_a_refusal(self, fake_setup):
-        build = Build("fake_rows:count", (), arguments=("one",), imports=("no_such_library",))
-        with pytest.raises(RefusedError, match="no_such_library is not installed"):
+        build = Build(f"{FAKE_ROWS}:count", (), arguments=("one",), imports=("no_such_library",))
+        with pytest.raises(RefusedError, match="no_such_library is not installed") as caught:
             self.builder(fake_setup, {"one": build}).get("one")
+        assert caught.value.remedy
 
 
 def test_a_worker_ends_with_its_parent(fake_setup, tmp_path):
     code = (
-        "import os, pathlib, sys; from throughput_process import Resident\n"
+        "import os, pathlib; from benchmarks.common.resident import Resident\n"
         f"worker = Resident('orphan', pathlib.Path({str(tmp_path)!r}), {{}})\n"
-        "print(worker._process.pid, flush=True); os._exit(0)"
+        "print(worker.pid, flush=True); os._exit(0)"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{os.environ['PYTHONPATH']}"}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment(ROOT), capture_output=True, text=True, check=True
+    )
     status = Path(f"/proc/{run.stdout.strip()}/status")
     with Resident("waiting", tmp_path, {}) as waiting:  # takes as long as the orphan would take to start
-        waiting.ask("call", "benchmarks.throughput.probe:now", (), ())
+        waiting.ask("call", "benchmarks.common.facts:now", (), ())
     assert not status.exists() or "zombie" in status.read_text()
 
 
@@ -247,9 +250,9 @@ def test_a_worker_ends_with_its_parent(fake_setup, tmp_path):
 def test_eager_and_onnxruntime_end_to_end(tmp_path):
     """The real thing on mini: two rows, two rounds, in the command's own process."""
     out = tmp_path / "report.json"
-    command = [sys.executable, BENCHMARKS / "throughput.py", "--rows", "eager,onnxruntime", "--rounds", "2"]
+    command = [sys.executable, "-m", "benchmarks.throughput", "--rows", "eager,onnxruntime", "--rounds", "2"]
     command += ["--limit", "2", "--work", tmp_path / "work", "--out", out]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(ROOT), timeout=300)
     assert run.returncode == 0, run.stderr
     report = json.loads(out.read_text())
     eager, ours = report["rows"]
@@ -271,18 +274,18 @@ def test_eager_and_onnxruntime_end_to_end(tmp_path):
     assert eager["memory"]["sum_peak_bytes"] > eager["memory"]["peak_bytes"] > 2e8
     lines = run.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["eager", "onnxruntime"]
-    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(ROOT), timeout=60)
     assert again.returncode == 0
     assert again.stderr.count("measured by an earlier run with the same configuration") == 2
     assert json.loads(out.read_text())["rows"] == report["rows"]
-    assert render_markdown.readme_table(report).count("\n| ") == 3
+    assert render_throughput.readme_table(report).count("\n| ") == 3
 
 
 @pytest.mark.slow
 def test_every_row_computes_the_same(tmp_path):
     """All rows on mini: whatever is usable here agrees with the reference to rounding."""
     out = tmp_path / "report.json"
-    command = [sys.executable, BENCHMARKS / "throughput.py", "--rounds", "1", "--limit", "2"]
+    command = [sys.executable, "-m", "benchmarks.throughput", "--rounds", "1", "--limit", "2"]
     run = subprocess.run([*command, "--work", tmp_path, "--out", out], capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr
     rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
@@ -303,7 +306,7 @@ def test_every_row_computes_the_same(tmp_path):
 @pytest.mark.slow
 def test_profile_end_to_end(tmp_path):
     out = tmp_path / "profile.json"
-    command = [sys.executable, BENCHMARKS / "throughput.py", "--profile", "--work", tmp_path, "--out", out]
+    command = [sys.executable, "-m", "benchmarks.throughput", "--profile", "--work", tmp_path, "--out", out]
     run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr
     report = json.loads(out.read_text())

@@ -6,13 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
-from benchmarks.throughput.measure import compare
-from benchmarks.throughput.memory import Footprint, Watch, refusal
-from benchmarks.throughput.turns import Schedule, Turn, percentiles, strayed, summary, take_turns
+from benchmarks.common.facts import percentiles
+from benchmarks.throughput.measure import Watch, compare, refusal
+from benchmarks.throughput.rows import Footprint
+from benchmarks.throughput.turns import Schedule, Turn, strayed, summary, take_turns
 
 
 class Script:
@@ -138,11 +135,13 @@ class TestMemory:
         reference, candidate = Footprint(1e9, 1.2).bytes(weights), Footprint(1e9, 2.6).bytes(weights)
         assert (reference, candidate) == (5_200_000_000, 10_100_000_000)
         assert refusal(reference, candidate, limit=20_000_000_000, available=16_000_000_000) is None
-        tight = refusal(reference, candidate, limit=15_000_000_000, available=16_000_000_000)
+        tight, remedy = refusal(reference, candidate, limit=15_000_000_000, available=16_000_000_000)
         assert "10.1 GB beside the reference's 5.2 GB" in tight
-        assert "limit of 15.0 GB; raise --memory" in tight
-        full = refusal(reference, candidate, limit=20_000_000_000, available=12_000_000_000)
-        assert "what is free of 12.0 GB; close other programs" in full
+        assert "limit of 15.0 GB" in tight
+        assert remedy.startswith("raise --memory")
+        full, remedy = refusal(reference, candidate, limit=20_000_000_000, available=12_000_000_000)
+        assert "what is free of 12.0 GB" in full
+        assert remedy.startswith("close other programs")
 
     def test_watch_calls_once_when_the_sum_passes(self):
         class Process:

@@ -18,9 +18,9 @@ PAGE = (ROOT / "docs/datasets.md").read_text()
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(monkeypatch, tmp_path):
     use_engines(monkeypatch, MapEngine())
-    return here(monkeypatch, capsys, tmp_path)
+    return here(monkeypatch, tmp_path)
 
 
 def test_commands_and_python(command, tmp_path, capsys):

@@ -93,11 +93,18 @@ def command_of(words):
     return None
 
 
+def benchmark_files(module):
+    """The sources of a module of benchmarks that can be run, and what all of them share."""
+    path = ROOT.joinpath(*module.split("."))
+    own = [*path.glob("*.py")] if (path / "__main__.py").is_file() else [path.with_suffix(".py")]
+    return [*own, *(ROOT / "benchmarks/common").glob("*.py")]
+
+
 @functools.cache
-def script_options(name):
-    """Options that a script of benchmarks adds with argparse, in itself or in its siblings."""
+def benchmark_options(module):
+    """Options that a benchmark adds with argparse."""
     found = set()
-    for path in {ROOT / name, *(ROOT / "benchmarks").glob(f"{(ROOT / name).stem}_*.py")}:
+    for path in benchmark_files(module):
         for node in ast.walk(ast.parse(path.read_text())):
             called = getattr(node, "func", None)
             if getattr(called, "attr", "") == "add_argument" or getattr(called, "id", "") == "add":
@@ -106,23 +113,24 @@ def script_options(name):
 
 
 def check(words):
-    """A command is taken: by its own parser, or by what is known of pip's extras, pytest's markers and scripts."""
+    """A command is taken: by its own parser, or by what is known of pip's extras, pytest's markers and benchmarks."""
     found = command_of(words)
     if found is not None:
         command, rest = found
         # Fails for an option that does not exist, a value of the wrong type, and an argument too many or missing.
         command.make_context("test", [word for word in rest if word != "…"])
     elif words[0] == "pip":
-        ours = [found for word in words if (found := re.fullmatch(r"(?:\.|lare2-rt)\[([\w,-]+)\]", word))]
+        ours = [found for word in words if (found := re.fullmatch(r"\.\[([\w,-]+)\]", word))]
         assert ours, words
         assert {extra for found in ours for extra in found[1].split(",")} <= EXTRAS.keys(), words
     elif words[0] == "pytest":
         markers = {line.split(":")[0] for line in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
         assert words[1:2] in ([], ["-m"])
         assert set(words[2:]) <= markers
-    elif words[:1] == ["python"]:
-        assert (ROOT / words[1]).is_file(), words
-        assert {word for word in words[2:] if word.startswith("--")} <= script_options(words[1]), words
+    elif words[0] == "python":
+        assert words[1] == "-m", words
+        assert benchmark_files(words[2])[0].is_file(), words
+        assert {word for word in words[3:] if word.startswith("--")} <= benchmark_options(words[2]), words
     else:
         assert words[0] in ("rsync", "find", "mkdocs"), words
 
@@ -148,7 +156,9 @@ def test_commands_are_taken(page):
         "pip install '.[gpus]'",
         "pip install '.[gpus]' polygraphy",
         "pip install polygraphy",
-        "python benchmarks/nothing.py",
+        "pip install 'lare2-rt[cpu]'",
+        "python -m benchmarks.nothing",
+        "python benchmarks/parity.py",
         "pytest -m fast",
         "make",
     ],
@@ -166,14 +176,14 @@ def test_wrong_commands_are_found(line):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["engines", "bundle-format"])
-def test_commands_run(page, monkeypatch, capsys, tmp_path, rocket):
+def test_commands_run(page, monkeypatch, tmp_path, rocket):
     """Those of pages without a test of their own, on the embedded bundle, in the order of the page."""
     from lare2_rt.engines import registry
     from tests.helpers.image_sets import here
 
-    absent = FakeEngine(name="openvino", compiled=True, why_not="openvino is not installed: pip install it")
+    absent = FakeEngine(name="openvino", compiled=True, why_not="openvino is not installed")
     use_engines(monkeypatch, registry.ENGINES[0], absent)
-    run = here(monkeypatch, capsys, tmp_path)
+    run = here(monkeypatch, tmp_path)
     (tmp_path / "photo.jpg").symlink_to(rocket)
     found = list(commands(read(f"docs/{page}.md")))
     assert len(found) >= 2
@@ -190,8 +200,9 @@ def known_options():
             for each in getattr(one, "commands", {"": one}).values():
                 for parameter in each.params:
                     yield from (*parameter.opts, *parameter.secondary_opts)
-    for path in (ROOT / "benchmarks").glob("*.py"):
-        yield from script_options(f"benchmarks/{path.name}")
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        module = path.parent if path.name == "__main__.py" else path.with_suffix("")
+        yield from benchmark_options(".".join(module.relative_to(ROOT).parts))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
@@ -228,7 +239,7 @@ def fields(model):
     """Names of a pydantic model's fields, and of those of the models in them."""
     for name, field in model.model_fields.items():
         yield name
-        for inner in re.findall(r"lare2_rt\.manifest\.(\w+)", str(field.annotation)):
+        for inner in re.findall(r"lare2_rt\.bundle\.manifest\.(\w+)", str(field.annotation)):
             kind = getattr(import_module("lare2_rt.bundle.manifest"), inner)
             if hasattr(kind, "model_fields"):
                 yield from fields(kind)
@@ -249,24 +260,37 @@ def test_bundle_format_names_every_field_and_file(embedded):
         assert any(pattern.fullmatch(path.name) for pattern in patterns), path.name
 
 
-def test_engines_are_those_of_the_code(embedded):
-    from lare2_rt.bundle.opening import open_bundle
-    from lare2_rt.engines.contract import EngineOptions
+def test_engines_are_those_of_the_code():
     from lare2_rt.engines.registry import ENGINES
     from lare2_rt.engines.self_check import HALF_TOLERANCES, TOLERANCES
 
-    page, readme = read("docs/engines.md"), read("README.md")
-    rows = re.findall(r"^\| `([\w-]+)` \|.*?\[([\w-]+)\]'` \| (fp\d+) \| (.+?) \|$", page, re.MULTILINE)
-    assert [row[0] for row in rows] == [engine.name for engine in ENGINES]
-    for engine, (name, extra, _, images) in zip(ENGINES, rows, strict=True):
-        assert extra in EXTRAS
-        assert engine.position_stable == (images != "1")
-        assert f"pip install '.[{extra}]'\nlare2-rt infer --engine {name} " in readme
-        reason = engine.why_not(open_bundle(embedded), EngineOptions(threads=1))
-        if reason is not None and "not installed" in reason:
-            assert f"lare2-rt[{extra}]" in reason
+    page = read("docs/engines.md")
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*?) \| (.*?) \| (fp\d+) \| (.+?) \|$", page, re.MULTILINE)
+    assert [row[0] for row in rows] == [entry.name for entry in ENGINES]
+    for entry, (_, what, install, precision, images) in zip(ENGINES, rows, strict=True):
+        assert install == f"`pip install '.[{entry.extra}]'`"
+        assert precision == {"cpu": "fp32", "cuda": "fp16"}[entry.device]
+        assert ("not run on a GPU yet" in what) == (entry.device == "cuda")
+        assert entry.load().position_stable == (images != "1")
     assert {limit for limit, _ in TOLERANCES.values()} == {1e-3}
     assert {limit for limit, _ in HALF_TOLERANCES.values()} == {1e-2}
+
+
+def test_architecture_is_that_of_the_code():
+    page = read("docs/architecture.md")
+    packages = re.findall(r"^\| `(\w+)` \|", page.split("## The runtime")[1].split("\n## ")[0], re.MULTILINE)
+    layers = next(c["layers"] for c in PROJECT["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    assert packages == layers
+    files = re.findall(r"`([\w/]+\.py)`", page)
+    assert len(files) > 10
+    for file in files:
+        assert (ROOT / file).is_file() or (ROOT / "runtime/lare2_rt" / file).is_file(), file
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_installs_are_those_of_a_checkout(page):
+    """The project is on no package index: its extras are those of a folder."""
+    assert "lare2-rt[" not in page.read_text(encoding="utf-8")
 
 
 def test_the_table_of_false_positives_is_arithmetic():
@@ -299,19 +323,6 @@ def test_numbers_of_the_method():
 
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     assert f"ᾱ = {np.cumprod(1 - betas)[200]:.4f}." in read("docs/method.md")
-
-
-def test_the_api_page_has_what_is_public():
-    shown = re.findall(r"^::: ([\w.]+)$", read("docs/api.md"), re.MULTILINE)
-    for name in shown:
-        module, _, last = name.rpartition(".")
-        try:
-            import_module(name)
-        except ModuleNotFoundError:
-            assert getattr(import_module(module), last).__doc__, name
-    for name in ("lare2_rt", "lare2_rt.tools.evidence"):
-        public = [n for n in import_module(name).__all__ if n != "__version__" and not n.endswith("Error")]
-        assert {f"{name}.{one}" for one in public} <= set(shown)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

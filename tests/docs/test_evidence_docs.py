@@ -6,8 +6,8 @@ import re
 import pytest
 
 from lare2_rt.pixels.crop_grid import CROPS
-from lare2_rt.tools.evidence import maps, report, scale, thumbnails
-from lare2_rt.tools.evidence.names import panel_name
+from lare2_rt.tools.evidence import maps, panel, report, scale
+from lare2_rt.tools.evidence.run import panel_name
 from tests.conftest import ROOT
 from tests.fakes.engine import use_engines
 from tests.helpers.image_sets import here, picture
@@ -17,9 +17,9 @@ PAGE = (ROOT / "docs/evidence.md").read_text()
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(monkeypatch, tmp_path):
     use_engines(monkeypatch, Windows())
-    return here(monkeypatch, capsys, tmp_path)
+    return here(monkeypatch, tmp_path)
 
 
 def test_commands_and_python(command, tmp_path, capsys):
@@ -52,7 +52,7 @@ def test_numbers_are_those_of_the_code():
     assert f"at {maps.OPACITY:.0%}".replace("%", " %") in PAGE
     assert scale.SHARE == 0.01
     assert "a hundredth of all values" in PAGE
-    assert f"at most {thumbnails.MOST} images" in PAGE
+    assert f"at most {panel.MOST} images" in PAGE
     assert f"{report.MOST_ROWS:,} rows" in PAGE
     assert (CROPS[:3], CROPS[-1]) == ((1, 4, 9), 100)
     assert "(1, 4, 9, … 100)" in PAGE

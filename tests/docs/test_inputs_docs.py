@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lare2_rt.cli import app
 from lare2_rt.engines import registry
+from lare2_rt.host import console
 from lare2_rt.pixels.limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS
 from lare2_rt.tools.doctor import finding
 from tests.conftest import ROOT
+from tests.fakes.engine import use_engines
 
 INPUTS, DOCTOR = ((ROOT / f"docs/{name}.md").read_text() for name in ("inputs", "doctor"))
 
@@ -66,7 +67,7 @@ def test_inputs_figures():
 
 @pytest.mark.slow
 def test_doctor(command, monkeypatch):
-    monkeypatch.setattr(registry, "ENGINES", registry.ENGINES[:1])
+    use_engines(monkeypatch, registry.ENGINES[0])
     found = lines(DOCTOR)
     assert len(found) == 2
     for line in found:
@@ -84,5 +85,5 @@ def test_doctor(command, monkeypatch):
 
 def test_exit_codes():
     page = (ROOT / "docs/output.md").read_text()
-    for code in (app.EXIT_FILES, app.EXIT_USAGE, app.EXIT_FOUND, app.EXIT_INTERRUPTED, app.EXIT_TERMINATED):
+    for code in (value for name, value in vars(console).items() if name.startswith("EXIT_")):
         assert f"| {code} |" in page

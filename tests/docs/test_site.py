@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from tests.conftest import ROOT
+from tests.docs.test_api import SHOWN
 from tests.helpers import browser
 
 sys.path.insert(0, str(ROOT / "docs/site"))
@@ -27,7 +28,7 @@ def missing():
     found = subprocess.run([PYTHON, "-c", "import mkdocs, material, mkdocstrings_handlers.python"], capture_output=True)
     if found.returncode == 0:
         return None
-    return "no mkdocs: pip install 'lare2-rt[docs]', or name a Python that has it in LARE2_DOCS_PYTHON"
+    return "no mkdocs: pip install '.[docs]', or name a Python that has it in LARE2_DOCS_PYTHON"
 
 
 def build(root, out):
@@ -90,7 +91,9 @@ def test_files_outside_the_pages_are_in_it(site):
     assert "parity.json" in {path.name for path in (site / "source/benchmarks/results").iterdir()}
     assert "sd1.json" in (site / "source/lare2_ref/models/sd_configs/index.html").read_text()
     assert "LaRE² at full size" in (site / "index.html").read_text()
-    assert 'id="lare2_rt.Detector.load"' in (site / "api.html").read_text()
+    api = (site / "api.html").read_text()
+    for name in (*SHOWN, "lare2_rt.Detector.load"):
+        assert f'id="{name}"' in api
 
 
 BROKEN = ("[x](../runtime/lare2_rt/nothing.py)", "[x](nothing.md)", "[x](output.md#nothing)")

@@ -18,13 +18,12 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from lare2_export.build import bundle as build
-from lare2_export.build import export_step, isolate
+from lare2_export.build import bundle as build, export_step, isolate
 from lare2_export.build.options import BuildOptions
 from lare2_ref.sources import default_model_folder, open_model_folder
-from lare2_rt.bundle.manifest import PARITY, SELFCHECK
+from lare2_rt.bundle.manifest import COMPONENTS, PARITY, SELFCHECK
 from lare2_rt.bundle.opening import open_bundle
-from lare2_rt.errors import Lare2Error
+from lare2_rt.errors import Lare2Error, OutputError
 from lare2_rt.host import integrity
 from tests.helpers.full_disk import FullDisk
 
@@ -71,10 +70,10 @@ def quick_build(monkeypatch, embedded, tmp_path):
     now = time.time()
     monkeypatch.setattr(integrity, "time", SimpleNamespace(time=lambda: now))
 
-    def run(out, disk):
+    def run(out, disk, report=lambda line: None):
         with monkeypatch.context() as patch:
             disk.mount(patch)
-            return build.build_bundle(SOURCES, out, OPTIONS, report=lambda line: None)
+            return build.build_bundle(SOURCES, out, OPTIONS, report=report)
 
     return run
 
@@ -83,7 +82,7 @@ def quick_build(monkeypatch, embedded, tmp_path):
 # moved out of the way once the new one stood in its place.
 HARMLESS = {
     *((kind, "hashes.json") for kind in ("open", "write", "fsync", "rename")),
-    *(("fsync", name) for name in ("cache", "there", "engines.building")),
+    *(("fsync", name) for name in ("cache", "there", "engines.building", "engines.finished")),
     ("mkdir", "cache"),
     ("rename", "engines.old"),
 }
@@ -156,6 +155,19 @@ def test_full_at_seeded_calls(disks):
     chosen += [disks.calls.index(("mkdir", "engines.building")), disks.calls.index(("rename", "engines"))]
     for number in [*chosen, *SEEDED.sample(range(len(disks.calls)), 3)]:
         disks.check(number, once=SEEDED.random() < 0.5)
+
+
+def test_finished_components_outlive_a_bundle_that_cannot_be_published(disks):
+    """The sentence says that they are kept: the next build exports none of them."""
+    out = disks.fresh()
+    disk = FullDisk(disks.folder, full_from=disks.calls.index(("rename", "engines")), once=False)
+    with pytest.raises(OutputError) as refused:
+        disks.build(out, disk)
+    assert "finished components are kept" in refused.value.remedy
+    lines = []
+    assert disks.build(out, FullDisk(disks.folder), report=lines.append).manifest.id == disks.id
+    assert [line.split(":")[0] for line in lines if "already exported" in line] == list(COMPONENTS)
+    assert not any("exporting" in line for line in lines)
 
 
 @pytest.mark.slow

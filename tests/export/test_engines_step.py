@@ -10,9 +10,8 @@ import pytest
 from lare2_export.build.engines_step import build_compiled, check_engines, plan_options
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.engines import registry
-from lare2_rt.engines.tensorrt.choice import choose_plan_options, plan_options_of
 from lare2_rt.engines.tensorrt.engine import TensorRtEngine
-from lare2_rt.engines.tensorrt.plan import PlanOptions
+from lare2_rt.engines.tensorrt.plan import PlanOptions, choose_plan_options, plan_options_of
 from lare2_rt.errors import EngineError, UsageError
 from tests.conftest import ROOT
 from tests.fakes.engine import FakeEngine, use_engines
@@ -57,19 +56,25 @@ def test_what_fails_leaves_the_plans_of_the_last_build(world, bundle, monkeypatc
     assert plan_options_of("tensorrt", bundle) == before
 
 
+class Absent(FakeEngine):
+    def machine_lacks(self):
+        return EngineError("absent is not installed", remedy="pip install absent")
+
+
+def refused(kind, *arguments, **options):
+    with pytest.raises(kind) as error:
+        check_engines(*arguments, **options)
+    return error.value
+
+
 def test_contradictions_are_told_before_the_export(world, monkeypatch):  # noqa: F811
-    plain, absent = FakeEngine(name="plain"), FakeEngine(name="absent", version=None)
-    use_engines(monkeypatch, TensorRtEngine(), plain, absent)
-    with pytest.raises(EngineError, match=r"^engines for absent cannot be built here: .*install 'lare2-rt\[absent\]'$"):
-        check_engines(["plain", "absent"])
-    with pytest.raises(UsageError, match=r"^tensorrt computes in half precision: leave --no-half out, or --engine"):
-        check_engines(["plain", "tensorrt"], half=False)
+    use_engines(monkeypatch, TensorRtEngine(), FakeEngine(name="plain"), Absent(name="absent"))
+    assert refused(EngineError, ["plain", "absent"]).remedy == "pip install absent"
+    assert refused(UsageError, ["plain", "tensorrt"], half=False).remedy == "leave --no-half out, or --engine tensorrt"
     assert not check_engines(["plain"], half=False)
-    with pytest.raises(UsageError, match=r"^--engine auto would compile for no engine in particular: name one"):
-        check_engines(["auto"])
+    assert refused(UsageError, ["auto"]).remedy.startswith("name one")
     for names in ([], ["plain"]):
-        with pytest.raises(UsageError, match=r"^--optimization-level and --workspace are for TensorRT's plans: add"):
-            check_engines(names, plans=True)
+        assert refused(UsageError, names, plans=True).remedy == "add --engine tensorrt, or leave them out"
     assert check_engines(["plain", "tensorrt"], half=True, plans=True)
 
 
@@ -79,15 +84,15 @@ def test_every_engine_has_its_extra():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "remedy"),
     [
-        (["--engine", "tensorrt", "--no-half"], "tensorrt computes in half precision: "),
-        (["--engine", "auto"], "--engine auto would compile for no engine"),
-        (["--engine", "openvino", "--workspace", "9"], "--optimization-level and --workspace are for TensorRT's plans"),
-        (["--optimization-level", "5"], "--optimization-level and --workspace are for TensorRT's plans"),
+        (["--engine", "tensorrt", "--no-half"], "leave --no-half out, or --engine tensorrt"),
+        (["--engine", "auto"], "name one, such as --engine openvino"),
+        (["--engine", "openvino", "--workspace", "9"], "add --engine tensorrt, or leave them out"),
+        (["--optimization-level", "5"], "add --engine tensorrt, or leave them out"),
     ],
 )
-def test_the_script_tells_contradictions_at_once(monkeypatch, capsys, tmp_path, options, sentence):
+def test_the_script_tells_contradictions_at_once(monkeypatch, capsys, tmp_path, options, remedy):
     import lare2_export.cli as cli
 
     monkeypatch.setattr("lare2_export.build.isolate.start_server", lambda: None)
@@ -96,19 +101,17 @@ def test_the_script_tells_contradictions_at_once(monkeypatch, capsys, tmp_path, 
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     assert leaving.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"build_engines: {sentence}")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("build_engines: ")
+    assert last.endswith(f"; {remedy}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_missing_is_told_before_the_export(world, monkeypatch):  # noqa: F811
     world.versions = {}
-    with pytest.raises(
-        EngineError, match=r"^engines for tensorrt cannot be built here: tensorrt is not installed: pip"
-    ):
-        check_engines(["tensorrt"])
-    with pytest.raises(EngineError, match="there is no engine 'tensort'; choose one of auto"):
-        check_engines(["tensort"])
-    with pytest.raises(UsageError, match="level is 0 to 5, not 7; see --help"):
+    assert refused(EngineError, ["tensorrt"]).remedy.startswith("pip install")
+    assert "tensort" in refused(EngineError, ["tensort"]).problem
+    with pytest.raises(UsageError, match="see --help"):
         plan_options(7, None)
 
 
@@ -116,9 +119,8 @@ def test_the_script_says_so_in_one_sentence(monkeypatch, capsys, tmp_path):
     """Without a GPU: exit code 2, and nothing was exported."""
     import lare2_export.cli as cli
     from lare2_export.build import bundle as building
-    from lare2_rt.engines.tensorrt import engine as tensorrt
 
-    monkeypatch.setattr(tensorrt, "installed_version", lambda name: None)
+    monkeypatch.setattr(registry, "installed_version", lambda name: None)
     monkeypatch.setattr("lare2_export.build.isolate.start_server", lambda: None)
     monkeypatch.setattr(building, "build_bundle", lambda *_, **__: SimpleNamespace())
     monkeypatch.chdir(tmp_path)
@@ -128,8 +130,5 @@ def test_the_script_says_so_in_one_sentence(monkeypatch, capsys, tmp_path):
     assert leaving.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.splitlines()[-1] == (
-        "build_engines: engines for tensorrt cannot be built here: tensorrt is not installed: pip install "
-        "'lare2-rt[tensorrt]' (docs/gpu.md)"
-    )
+    assert said.err.splitlines()[-1].startswith("build_engines: engines for tensorrt cannot be built here: ")
     assert list(tmp_path.iterdir()) == []

@@ -75,7 +75,7 @@ def test_element_count_of_sd15():
 
 FOLD_ELSEWHERE = """
 import hashlib
-from lare2_export.fold import fold_unet
+from lare2_export.graph.fold import fold_unet
 from lare2_ref.sources import default_model_folder, open_model_folder
 sources = open_model_folder(default_model_folder())
 unet, prompt = sources.unet(), sources.prompt_embeds("a photo")

@@ -7,16 +7,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer.main
 from polygraphy.comparator import CosineSimilarityCompareFunc, IterationResult, L2CompareFunc, SimpleCompareFunc
 
 from lare2_export.build.options import BuildOptions
-from lare2_export.parity import measure as parity_module
-from lare2_export.parity.judged import judged_images
+from lare2_export.cli import app
+from lare2_export.parity import measure as parity_module, parity_step
 from lare2_export.parity.parity_step import measure_parity
+from lare2_export.parity.tolerances import judged_images
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.engines.difference import difference
 from lare2_rt.errors import ImageError, UsageError
+from lare2_rt.pixels.procedural import procedural_pictures
 from tests.conftest import ROOT
 from tests.helpers.tiny import seeded_input
 
@@ -66,6 +69,24 @@ def test_an_unreadable_image_is_named(parity, embedded, photos, rocket, tmp_path
             measure_parity(plan, draft, embedded, None, report=lambda line: pytest.fail(line))
         with pytest.raises(ImageError, match=f"^{re.escape(str(path))}: {words}"):
             parity["run"](open_bundle(embedded), open_model_folder(default_model_folder()), [photos[0], path])
+
+
+def test_parity_images_stand_beside_the_procedural_pictures(embedded, rocket, monkeypatch):
+    """As the help of --parity-images says; without it, two photographs do."""
+    seen = []
+
+    def load(sources, **options):
+        raise InterruptedError
+
+    monkeypatch.setattr(parity_step, "load_reference", load)
+    for images in ((), (str(rocket),)):
+        plan = SimpleNamespace(options=BuildOptions(images=images), sources=None)
+        with pytest.raises(InterruptedError):
+            measure_parity(plan, open_bundle(embedded).manifest, embedded, None, report=seen.append)
+    own = len(procedural_pictures())
+    assert [int(line.split()[-2]) for line in seen] == [own + 2, own + 1]
+    (option,) = (p for p in typer.main.get_command(app).params if p.name == "parity_images")
+    assert "beside" in option.help
 
 
 RESULTS = ROOT / "benchmarks/results"

@@ -69,11 +69,11 @@ def killed_and_built(tmp_path, points, *arguments, kills):
     return lines
 
 
-def seeded_points(seed, staging):
+def seeded_points(seed, marks):
     """Yield points anywhere between the start of a build and its end, which is nearer the more is finished already."""
     seeded = random.Random(seed)
     while True:
-        finished = len(list(staging.glob("*.done.json")))
+        finished = len(list(marks.glob("*.done.json")))
         # 25 lines with two batch sizes; a component that is reused has one of its five.
         yield seeded.randint(1, 25 - 4 * finished), seeded.uniform(0, 2)
 
@@ -169,7 +169,7 @@ def test_full_disk_is_a_sentence(tmp_path):
 @pytest.mark.parametrize("row", range(4))
 def test_killed_at_twenty_points(row, tmp_path, built_mini):
     """Four builds, each killed five times at seeded points anywhere between its start and its end."""
-    points = itertools.islice(seeded_points(row, tmp_path / ".engines.building"), 12)
+    points = itertools.islice(seeded_points(row, tmp_path / ".engines.finished"), 12)
     killed_and_built(tmp_path, points, kills=5)
     assert open_bundle(tmp_path / "engines", verify=True).manifest.id == open_bundle(built_mini).manifest.id
 

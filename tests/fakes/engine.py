@@ -8,6 +8,7 @@ import pytest
 
 from lare2_rt import EngineError
 from lare2_rt.engines import registry
+from lare2_rt.engines.base import RegisteredEngine
 from lare2_rt.engines.contract import ChainOutput, EngineInfo
 from lare2_rt.engines.registry import EngineEntry, installed_version
 
@@ -19,12 +20,12 @@ def need_engine(name):
 
 
 def facts_of_the_cache(module, monkeypatch, load):
-    """Return what an engine's module lets decide its cached entries; nothing is compiled."""
+    """Return what decides an engine's cached entries; nothing is compiled. ``module`` calls ``compile_chain``."""
     found = {}
 
     def stop(*arguments, facts, **rest):
         found.update(facts)
-        raise EngineError("stopped by the test")
+        raise EngineError("stopped by the test", remedy="none")
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "compile_chain", stop)
@@ -34,8 +35,12 @@ def facts_of_the_cache(module, monkeypatch, load):
 
 
 def entry(engine):
-    """The line of an engine in the registry; a line is itself."""
-    return engine if isinstance(engine, EngineEntry) else EngineEntry(engine.name, lambda: engine, "cpu", "cpu", (), ())
+    """The line of an engine in the registry, whose engine is this very one; a line is itself."""
+    if isinstance(engine, EngineEntry):
+        return engine
+    if isinstance(engine, RegisteredEngine):
+        return replace(registry.entry_of(engine.name), target=lambda: engine)
+    return EngineEntry(engine.name, lambda: engine, "cpu", "cpu", (), ())
 
 
 def use_engines(patch, *engines):
@@ -66,9 +71,13 @@ class FakeEngine:
     def machine_lacks(self):
         return None
 
+    @property
+    def refusal(self):
+        return None if self.reason is None else EngineError(self.reason, remedy="choose another engine")
+
     def why_not(self, bundle, options):
         self.seen.append(options.batch)
-        return None if self.reason is None else EngineError(self.reason, remedy="choose another engine")
+        return self.refusal
 
     def describe(self, bundle, options):
         batch = self.batch or options.batch or 1

@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 
-from benchmarks.throughput.laps import Laps
-from benchmarks.throughput.setup import TRUTH, save_arrays
+from benchmarks.common.kept import keep_images
+from benchmarks.throughput.runner import Runner
+from benchmarks.throughput.setup import TRUTH
 from lare2_rt.errors import Lare2Error
 
 SECONDS = 0.04
@@ -25,7 +26,7 @@ def arrays(picture):
 
 def prepare(setup):
     truth = [arrays(picture) for picture in setup.pictures()]
-    save_arrays(setup.folder("reference") / TRUTH, truth)
+    keep_images(setup.folder("reference") / TRUTH, truth)
     margins = [entry["logits"][0, 1] - entry["logits"][0, 0] for entry in truth]
     layouts = {"unet": {"contiguous": [0.02, 0.01], "channels_last": [0.03]}}
     return {
@@ -36,10 +37,9 @@ def prepare(setup):
     }
 
 
-class Good:
+class Good(Runner):
     def __init__(self):
-        self.facts = {"engine": "fake"}
-        self.laps = Laps()
+        super().__init__({"engine": "fake"})
         self.runs = 0
 
     def run(self, picture):
@@ -47,9 +47,6 @@ class Good:
         with self.laps("unet_step"):
             time.sleep(SECONDS)
         return arrays(picture)
-
-    def check(self, picture):
-        return self.run(picture)
 
 
 def good(setup, argument):
@@ -86,7 +83,7 @@ def raises(setup, argument):
 
 
 def refuses(setup, argument):
-    raise Lare2Error("the fake engine is not installed: pip install fake")
+    raise Lare2Error("the fake engine is not installed", remedy="pip install fake")
 
 
 def spins(setup, argument):

@@ -7,6 +7,12 @@ import json
 import os
 import re
 import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lare2_rt.cli import main
 
 FORMATS = ("json", "jsonl", "csv", "txt")
 # What ends a run: the word in the sentence and the exit code.
@@ -14,6 +20,36 @@ ENDING = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 14
 
 
 SUMMARY = re.compile(r"\d+ images in \d+\.\d s: ")
+
+
+def call(*arguments, folder=None, stdin=None, stdout=None, stderr=None, encoding="utf-8"):
+    """Run the command in this process, with the answers of a process: returncode, stdout and stderr.
+
+    ``stdin`` is bytes; open text streams may stand in the place of the two outputs, which are empty then.
+    """
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="", errors=errors)
+        for errors in ("strict", "backslashreplace")  # as Python opens them
+    )
+    before = {number: signal.getsignal(number) for number in ENDING}
+    with pytest.MonkeyPatch.context() as patch:
+        if folder is not None:
+            patch.chdir(folder)
+        patch.setattr(sys, "argv", ["lare2-rt", *map(os.fspath, arguments)])
+        patch.setattr(sys, "stdout", stdout or out)
+        patch.setattr(sys, "stderr", stderr or err)
+        if stdin is not None:
+            content = io.BytesIO(stdin)
+            content.name = "<stdin>"
+            patch.setattr(sys, "stdin", io.TextIOWrapper(content))
+        with pytest.raises(SystemExit) as left:
+            main()
+    assert before == {number: signal.getsignal(number) for number in ENDING}
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode(encoding))
+    return SimpleNamespace(returncode=left.value.code, stdout=texts[0], stderr=texts[1])
 
 
 def sentences(stderr):
@@ -57,8 +93,9 @@ def without_privileges():
 # it starts no other Python to decode.
 AS_NOBODY = f"""
 import os, sys
-from lare2_rt.cli import infer, main
 from lare2_rt import Detector
+from lare2_rt.cli import evidence_output, infer_targets, main
+from lare2_rt.tools import inputs
 with Detector.load() as detector:
     detector.detect(sys.argv[1])
 os.setgroups([])

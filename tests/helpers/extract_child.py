@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lare2_rt.cli import extract as extract_command  # loaded once for all processes
-from lare2_rt.cli import main
+from lare2_rt.cli import (
+    extract as extract_command,  # loaded once for all processes
+    main,
+)
 from lare2_rt.engines import registry
 from tests.fakes.engine import FakeEngine, entry
 

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from lare2_rt.host import rename
+from lare2_rt.host import atomic as rename
 
 _RANDOM = re.compile(r"^\.|\.[0-9a-f]{8}\.tmp$|(?<=\.old)-[0-9a-f]{8}$")
 

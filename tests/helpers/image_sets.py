@@ -2,14 +2,11 @@
 
 import io
 import os
-import signal
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from PIL import Image
 
-from lare2_rt.cli import main
+from tests.helpers.commands import call
 
 
 def picture(number, *, size=(16, 16), form="PNG", **options):
@@ -35,21 +32,7 @@ def snapshot(folder):
     return {os.path.relpath(p, folder): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
-def here(monkeypatch, capsys, folder):
-    """Return a function that runs the command in this process and in ``folder``, with the answers of a process."""
+def here(monkeypatch, folder):
+    """Go to ``folder`` and return the function that runs the command in this process."""
     monkeypatch.chdir(folder)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lare2-rt", *map(os.fspath, arguments)])
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            main()
-        except SystemExit as left:
-            code = left.code
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        out, err = capsys.readouterr()
-        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
-
-    return run
+    return call

@@ -15,7 +15,7 @@ def works(number, *, report):
 
 
 def refuses(*, report):
-    raise SourceError("weights.pth lacks a key; get it again")
+    raise SourceError("weights.pth lacks a key", remedy="get it again")
 
 
 def fails(*, report):

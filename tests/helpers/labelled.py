@@ -1,15 +1,11 @@
 """Small labelled sets and a way to run the command in this process."""
 
 import csv
-import os
-import signal
-import sys
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from lare2_rt.cli import main
+from tests.helpers.commands import call
 
 
 def write_set(folder, *, real=12, generated=12, overlap=0.5, size=24, splits=("test",), generators=("sd", "glide")):
@@ -37,15 +33,8 @@ def write_set(folder, *, real=12, generated=12, overlap=0.5, size=24, splits=("t
     return folder / "set.csv"
 
 
-def run_command(monkeypatch, capsys, *arguments):
+def run_command(*arguments):
     """Run ``lare2-rt`` in this process; returns (exit code, standard output, standard error)."""
-    monkeypatch.setattr(sys, "argv", ["lare2-rt", *map(os.fspath, arguments)])
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as left:
-            main()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return left.value.code, captured.out, captured.err
+    run = call(*arguments)
+    assert "Traceback" not in run.stderr
+    return run.returncode, run.stdout, run.stderr

@@ -2,8 +2,7 @@
 
 from benchmarks.miniature.protocol import GENERATORS, SEEN, SPLITS, TIMESTEPS, TRUNKS, VARIANTS
 from benchmarks.miniature.report import PAIRS
-from benchmarks.miniature.why import CHANGES
-from benchmarks.miniature.why import VARIANTS as WHY_VARIANTS
+from benchmarks.miniature.why import CHANGES, VARIANTS as WHY_VARIANTS
 from benchmarks.render.miniature import MINIATURE
 
 

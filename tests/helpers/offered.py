@@ -17,7 +17,7 @@ ENTRIES = {
     "lare2-rt": main,
     "export/build_engines.py": lambda: runpy.run_path(str(ROOT / "export/build_engines.py"), run_name="__main__"),
     "lare2_ref.train": lambda: runpy.run_module("lare2_ref.train", run_name="__main__"),
-    "lare2_ref.evaluate": lambda: runpy.run_module("lare2_ref.evaluate", run_name="__main__"),
+    "lare2_ref.evaluate": lambda: runpy.run_module("lare2_ref.evaluate", run_name="__main__", alter_sys=True),
 }
 
 

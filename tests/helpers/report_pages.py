@@ -6,9 +6,8 @@ import numpy as np
 
 from lare2_rt.detection import DecisionRule, Provenance, failed, scored
 from lare2_rt.pixels.preprocess import View
-from lare2_rt.tools.evidence.heatmaps import shown
-from lare2_rt.tools.evidence.page import ModelFacts
-from lare2_rt.tools.evidence.report import Report
+from lare2_rt.tools.evidence.report import ModelFacts, Report
+from lare2_rt.tools.evidence.run import shown
 from lare2_rt.tools.evidence.scale import Scale, Scales
 
 HOSTILE = (

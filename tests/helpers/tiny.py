@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from lare2_ref.sources import ModelSources, default_model_folder, open_model_folder
+from tests.golden.seeded_weights import seeded_input, seeded_tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-sys.path.insert(0, str(GOLDEN))
-from seeded_weights import seeded_input, seeded_tensor
-
 CONFIG = json.loads((GOLDEN / "tiny_pipeline.json").read_text())
 
 

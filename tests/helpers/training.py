@@ -8,13 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lare2_ref.chosen import Chosen
 from lare2_ref.clip_backbone import ClipConfig, build_visual
 from lare2_ref.mini import seed_weights
 from lare2_ref.train.loop import show_nothing
-from lare2_ref.train.options import TrainOptions
-from lare2_ref.train.request import TrainRequest
+from lare2_ref.train.options import TrainOptions, TrainRequest
 from lare2_ref.train.run import train
+from lare2_ref.weight_choice import WeightChoice
 from lare2_rt.tools.datasets.build import build_index
 from lare2_rt.tools.features.extract import Extraction
 from lare2_rt.tools.features.sources import sources_of
@@ -66,16 +65,15 @@ def run(index, features, out, options=SMALL, report=None, show=show_nothing, **c
     torch.set_num_threads(1)
     clip = out if features is None else features
     request = TrainRequest(
-        index=index,
         features=features,
         out=out,
         bundle=None,
-        weights=Chosen(clip=str(clip.parent / "clip")),
+        weights=WeightChoice(clip=str(clip.parent / "clip")),
         options=options,
         workers=0,
         device="cpu",
     )
-    return train(replace(request, **changes), report=report or (lambda line: None), show=show)
+    return train(index, replace(request, **changes), report=report or (lambda line: None), show=show)
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ def test_misfits_are_named(name, visual, tmp_path):
     )
     refused(lambda s: s.update({"extra.weight": torch.zeros(1)}), r"head\.safetensors has unknown extra\.weight")
     refused(lambda s: s.update({"fc.bias": torch.zeros(3)}), r"fc\.bias has shape \[3\] where \[2\]")
-    refused(lambda s: s.pop("fc.weight"), r"lacks 'fc\.weight'; it is not an EGRE head")
+    refused(lambda s: s.pop("fc.weight"), r"'fc\.weight'; give an EGRE head")
 
 
 SQUARE = "one row for the mean and a square of others are needed"
@@ -160,7 +160,7 @@ def test_misshapen_heads_are_named_while_sizes_are_inferred(name, visual, tmp_pa
         for shape, words in shapes:
             save_file({**state, key: torch.zeros(shape)}, path)
             with pytest.raises(
-                SourceError, match=rf"head\.safetensors: {re.escape(key)} has shape \[.*{words}.*not an EGRE"
+                SourceError, match=rf"head\.safetensors: {re.escape(key)} has shape \[.*{words}.*; give an EGRE"
             ):
                 find_head(str(path)).config()
 

@@ -11,13 +11,13 @@ from lare2_export.build.options import BuildOptions
 from lare2_export.build.plan import plan_geometry
 from lare2_export.build.staging import BuildError
 from lare2_ref.checkpoints import SourceError
-from lare2_ref.chosen import Chosen
 from lare2_ref.clip_source import find_clip
 from lare2_ref.egre import EgreConfig
 from lare2_ref.head_source import find_head
 from lare2_ref.sd_source import find_stable_diffusion
 from lare2_ref.sources import combine, default_model_folder, open_model_folder
 from lare2_ref.synthetic import synthetic
+from lare2_ref.weight_choice import WeightChoice
 from tests.helpers.source_formats import small_visual
 
 
@@ -40,26 +40,26 @@ def test_three_sources_are_a_model_of_their_own(model):
     sd, clip, head = (str(place) for place in (model, model / "clip", model / "egre"))
     card = model / "lare2.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"demonstration": True}))
-    whole = Chosen(sd=sd, clip=clip, head=head).sources()
+    whole = WeightChoice(sd=sd, clip=clip).sources(head)
     assert (whole.name, whole.description) == ("lare2", "model, clip, egre")
     assert (whole.demonstration, whole.calibration) == (False, "uncalibrated")
-    over = Chosen(str(model), sd=sd, clip=clip, head=head).sources()
+    over = WeightChoice(model=model, sd=sd, clip=clip).sources(head)
     assert (over.name, over.demonstration) == ("mini", True)
     assert "with model, clip, egre" in over.description
-    assert Chosen(clip=clip).sources().description == "mini with clip"
+    assert WeightChoice(clip=clip).sources().description == "mini with clip"
     with pytest.raises(SourceError, match="--clip missing"):
-        Chosen(sd=sd, head=head).sources()
+        WeightChoice(sd=sd).sources(head)
 
 
 def test_offline_is_for_clip_too():
-    assert Chosen(clip="open_clip:RN50/openai", offline=True).sources().clip.offline
+    assert WeightChoice(clip="open_clip:RN50/openai", offline=True).sources().clip.offline
 
 
 def test_cards_that_make_no_bundle_are_refused_at_once(model):
     card = model / "lare2.json"
     for change, words in (
         ({"name": "My model"}, "the name 'My model'"),
-        ({"calibration": "yes"}, "calibration must be"),
+        ({"calibration": "yes"}, "write 'untrained' or 'uncalibrated'"),
     ):
         card.write_text(json.dumps(json.loads((default_model_folder() / "lare2.json").read_text()) | change))
         with pytest.raises(SourceError, match=words):
@@ -107,5 +107,5 @@ def test_synthetic_geometry_is_the_real_one():
         assert sum(p.numel() for p in parts) == 34_163_664
     roles = [record.role for record in sources.records()]
     assert roles == ["vae", "unet", "scheduler", "text_encoder", "clip", "head"]
-    with pytest.raises(SourceError, match="the only kind is sd15"):
+    with pytest.raises(SourceError, match="choose sd15"):
         synthetic("sdxl")

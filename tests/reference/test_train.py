@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lare2_ref.chosen import Chosen
 from lare2_ref.clip_source import ClipCheckpoint, ClipFolder
 from lare2_ref.head_source import find_head
 from lare2_ref.train.loop import Trainer
 from lare2_ref.train.options import TrainOptions
 from lare2_ref.train.progress import EpochRecord, Progress
+from lare2_ref.weight_choice import WeightChoice
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.errors import ImageError, Lare2Error, UsageError
 from lare2_rt.tools.datasets.build import build_index
@@ -47,7 +47,7 @@ def recipe(backbone, **changes):
 
 
 def clip_of(images):
-    return Chosen(clip=str(images[1].parent / "clip"))
+    return WeightChoice(clip=str(images[1].parent / "clip"))
 
 
 PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -335,8 +335,9 @@ class Handle:
 
 def test_precision_that_the_device_has_not_is_a_sentence(images, tmp_path, monkeypatch):
     """accelerate itself trains in float32 on a CPU when it is asked for fp16, and on other devices it raises."""
-    with pytest.raises(UsageError, match=r"^fp16 needs a GPU, .*; choose --precision bf16 or fp32$"):
+    with pytest.raises(UsageError) as refused:
         run(*images, tmp_path / "out", recipe("frozen", precision="fp16"))
+    assert refused.value.remedy == "choose --precision bf16 or fp32"
 
     import accelerate
 
@@ -344,8 +345,9 @@ def test_precision_that_the_device_has_not_is_a_sentence(images, tmp_path, monke
         raise ValueError("no such thing")
 
     monkeypatch.setattr(accelerate.Accelerator, "__init__", refuse)
-    with pytest.raises(UsageError, match=r"^bf16 cannot be used here: no such thing; choose another --precision$"):
+    with pytest.raises(UsageError, match="no such thing") as refused:
         run(*images, tmp_path / "out", recipe("frozen", precision="bf16"))
+    assert refused.value.remedy == "choose another --precision"
     assert not (tmp_path / "out").exists()
 
 
@@ -389,15 +391,15 @@ def test_shows_how_far_it_is(images, tmp_path):
 def test_other_options_do_not_go_on_from_a_checkpoint(images, tmp_path):
     with killed_after(2):
         run(*images, tmp_path / "out")
-    with pytest.raises(UsageError, match="is of a run with other options, data or weights"):
+    with pytest.raises(UsageError, match="name another --out, or remove it"):
         run(*images, tmp_path / "out", recipe("frozen", learning_rate=2e-3))
-    with pytest.raises(UsageError, match="is of a run with other options, data or weights"):
+    with pytest.raises(UsageError, match="name another --out, or remove it"):
         run(images[0].select(range(2, 16)), images[1], tmp_path / "out")
 
 
 def test_foreign_folder_is_left_alone(images, tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UsageError, match="holds something that is not a training run"):
+    with pytest.raises(UsageError, match="name another --out"):
         run(*images, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -417,7 +419,7 @@ def test_another_stable_diffusion_is_refused(images, tmp_path):
 
     write_mini(tmp_path / "model", seed=5)
     with pytest.raises(UsageError, match=r"is not the one that mini .* was built from"):
-        run(images[0], None, tmp_path / "out", weights=Chosen(model=str(tmp_path / "model")))
+        run(images[0], None, tmp_path / "out", weights=WeightChoice(model=tmp_path / "model"))
 
 
 def test_changed_image_is_refused(tmp_path):
@@ -442,12 +444,12 @@ def test_full_disk_is_a_sentence(images, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(accelerate.Accelerator, "save_state", full)
-    with pytest.raises(Lare2Error, match="no space left on device; free some space and run the same command again"):
+    with pytest.raises(Lare2Error, match="no space left on device; free some space"):
         run(*images, tmp_path / "out")
 
 
 def test_unextracted_images_are_named(images, tmp_path):
     more = build_index(write_set(tmp_path / "more", real=9, generated=8, splits=("train",))).index
     extract(write_set(tmp_path / "less", real=4, generated=4, splits=("train",)), tmp_path / "features")
-    with pytest.raises(UsageError, match=r"images have no LaRE in .*; extract them with 'lare2-rt extract'"):
+    with pytest.raises(UsageError, match="lare2-rt extract"):
         run(more, tmp_path / "features", tmp_path / "out", weights=clip_of(images))

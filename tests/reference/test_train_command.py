@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import typer.main
 
-from lare2_ref.chosen import Chosen
 from lare2_ref.head_source import find_head
 from lare2_ref.train.loop import Trainer
+from lare2_ref.weight_choice import WeightChoice
 from lare2_rt.detection import probability_of_generated
 from lare2_rt.host.integrity import sha256_of
 from lare2_rt.tools.datasets.build import build_index
@@ -41,7 +42,7 @@ def mini_head(tmp_path_factory, photos):
         list(extraction.run())
     index = build_index(folder / "list.csv").index
     options = replace(SMALL, backbone="trained", epochs=1, validation_share=0.5)
-    return folder, run(index, folder / "features", folder / "head", options, weights=Chosen())
+    return folder, run(index, folder / "features", folder / "head", options, weights=WeightChoice())
 
 
 @pytest.mark.slow
@@ -170,6 +171,33 @@ def test_command(images, tmp_path, command):
     assert code == 130
     assert err.splitlines()[-1].startswith("train: interrupted; run the same command again")
     assert not (tmp_path / "new/head.safetensors").exists()
+
+
+def test_all_commands_choose_weights_alike():
+    """What a build can read, training and evaluation can read too, under the same options."""
+    from lare2_export.cli import app as build_app
+    from lare2_ref.evaluate import app as evaluate_app
+    from lare2_ref.train.cli import app as train_app
+
+    build, *others = (
+        {param.name: (param.opts, param.default, param.help) for param in typer.main.get_command(app).params}
+        for app in (build_app, evaluate_app, train_app)
+    )
+    names = {field.name for field in fields(WeightChoice)}
+    assert names >= {"sd", "allow_pickle", "prediction_type"}
+    for offered in others:
+        assert {name: offered[name] for name in names} == {name: build[name] for name in names}
+    assert others[0]["head"] == build["head"]
+
+
+def test_prediction_type_alone_is_refused_by_training_too(images, tmp_path, command):
+    index, features = images
+    write_index(tmp_path / "index.parquet", index)
+    arguments = [tmp_path / "index.parquet", "--features", features, "--out", tmp_path / "out"]
+    code, err = command(*arguments, "--prediction-type", "epsilon")
+    assert code == 2
+    assert err.endswith("give it as --sd too\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unreadable_image_in_a_decoding_process_is_a_sentence(tmp_path, command):

@@ -1,21 +1,22 @@
 """What training sees: parts that share nothing, pixels and maps that belong together, LaRE computed as stored."""
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lare2_ref.chosen import Chosen
 from lare2_ref.train.assemble import build_networks
-from lare2_ref.train.data import split_parts
+from lare2_ref.train.data import Part, Parts, split_parts
 from lare2_ref.train.dataset import Geometry, Samples, batches, shards
-from lare2_ref.train.options import TrainOptions
+from lare2_ref.train.options import TrainOptions, TrainRequest
 from lare2_ref.train.randomness import order
 from lare2_ref.train.views import cut, strong, training_view
+from lare2_ref.weight_choice import WeightChoice
 from lare2_rt.bundle.opening import open_bundle
-from lare2_rt.errors import UsageError
+from lare2_rt.errors import ImageError, UsageError
 from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.pixels.preprocess import preprocess
 from lare2_rt.tools.datasets.build import build_index
@@ -249,12 +250,26 @@ def test_loading_leaves_torch_s_generator_alone(tmp_path):
     items = select(build_index(data).index, "train").items
     bundle = open_bundle(embedded())
     geometry = Geometry(bundle.manifest.method, bundle.manifest.policy, 64)
-    from lare2_ref.train.data import Part
-
     samples = Samples(Part(items, np.full(len(items), -1)), SMALL, 0, geometry=geometry, features=None, cache=None)
     before = torch.get_rng_state()
     assert sum(len(batch["label"]) for batch in batches(samples, [[0, 1], [2]], workers=0)) == 3
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_keeps_its_remedy(tmp_path, workers):
+    """Also from a decoding process: torch would rebuild the error from its text, with a traceback in front."""
+    data = write_set(tmp_path / "set", real=4, generated=4, splits=("train",))
+    items = select(build_index(data).index, "train").items
+    manifest = open_bundle(embedded()).manifest
+    geometry = Geometry(manifest.method, manifest.policy, 64)
+    Path(items[1].path).unlink()
+    part = Part(items, np.full(len(items), -1))
+    samples = Samples(part, SMALL, 0, geometry=geometry, features=None, cache=None)
+    with pytest.raises(ImageError) as refused:
+        list(batches(samples, [[0], [1, 2]], workers=workers))
+    assert refused.value.problem.startswith(f"{items[1].path} cannot be read")
+    assert refused.value.remedy == "check the index's root"
 
 
 # Computed LaRE
@@ -285,12 +300,9 @@ def computed(items, tmp_path, options):
     """The networks of a run that computes LaRE, and one batch of it."""
     from accelerate import Accelerator
 
-    from lare2_ref.train.data import Part, Parts
-    from lare2_ref.train.request import TrainRequest
-
-    bundle, sources = open_bundle(embedded()), Chosen().sources()
+    bundle, sources = open_bundle(embedded()), WeightChoice().sources()
     part = Part(tuple(items), np.full(len(items), -1))
-    request = TrainRequest(None, None, tmp_path, None, Chosen(), options)
+    request = TrainRequest(out=tmp_path, weights=WeightChoice(), options=options)
     parts = Parts(part, part, None, "val", 0)
     networks, _ = build_networks(request, sources, bundle, None, parts, Accelerator(cpu=True), lambda line: None)
     geometry = Geometry(bundle.manifest.method, bundle.manifest.policy, 224)

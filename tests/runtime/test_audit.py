@@ -10,14 +10,15 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score
 
-from lare2_rt import UsageError
 from lare2_rt.errors import OutputError
-from lare2_rt.tools.datasets.audit import LEAK_FROM, audit_index, rank_auc
+from lare2_rt.tools.datasets.audit import LEAK_FROM, audit_index
 from lare2_rt.tools.datasets.build import build_index
 from lare2_rt.tools.datasets.matched import MatchedOptions, write_matched
 from lare2_rt.tools.datasets.table import IndexRow, index_of, read_index
+from lare2_rt.tools.evaluation.scores import ranking
 from tests.conftest import ROOT
 from tests.helpers.image_sets import here, picture, snapshot, tree
+from tests.helpers.refusals import refused
 
 REAL_SET = Path(os.environ.get("LARE2_DATA", ROOT.parent / "shared/data"))
 
@@ -55,15 +56,15 @@ class TestAuc:
         labels = random.integers(0, 2, n)
         labels[:2] = (0, 1)
         scores = random.normal(size=n) if seed % 2 else random.integers(0, 5, n)  # without and with ties
-        assert rank_auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+        assert ranking(labels == 1, scores).curve().auc() == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
     def test_extremes(self):
-        assert rank_auc([0, 0, 1, 1], [1, 2, 3, 4]) == 1
-        assert rank_auc([1, 1, 0, 0], [1, 2, 3, 4]) == 0
-        assert rank_auc([0, 1], [7, 7]) == 0.5
-        for labels, scores in (([1, 1], [1, 2]), ([0], [1]), ([0, 1], [1])):
-            with pytest.raises(ValueError, match="both classes"):
-                rank_auc(labels, scores)
+        for labels, scores, auc in (
+            ([0, 0, 1, 1], [1.0, 2.0, 3.0, 4.0], 1),
+            ([1, 1, 0, 0], [1.0, 2.0, 3.0, 4.0], 0),
+            ([0, 1], [7.0, 7.0], 0.5),
+        ):
+            assert ranking(np.array(labels) == 1, np.array(scores)).curve().auc() == auc
 
 
 class TestFindings:
@@ -279,18 +280,18 @@ class TestMatched:
     def test_other_options_and_foreign_folders_are_refused(self, leaky, tmp_path):
         index = build_index(leaky).index
         write_matched(index, tmp_path / "m", MatchedOptions(32))
-        with pytest.raises(OutputError, match="holds copies made with other options"):
+        with refused("choose another folder", about="other options", kind=OutputError):
             write_matched(index, tmp_path / "m", MatchedOptions(16))
-        with pytest.raises(OutputError, match="is not empty; choose a new folder"):
+        with refused("choose a new folder", about="is not empty", kind=OutputError):
             write_matched(index, leaky, MatchedOptions(32))
-        with pytest.raises(OutputError, match=r"cannot use .*; choose another folder"):
+        with refused("choose another folder", about="no/m", kind=OutputError):
             write_matched(index, tmp_path / "no/m", MatchedOptions(32))
-        with pytest.raises(UsageError, match="no image is 4000×4000 or larger; choose a smaller --matched-size"):
+        with refused("choose a smaller --matched-size", about="4000×4000"):
             write_matched(index, tmp_path / "n", MatchedOptions(4000))
         assert not (tmp_path / "n").exists()
-        for wrong in ({"size": 0}, {"quality": 0}, {"quality": 101}):
-            with pytest.raises(UsageError, match="must be"):
-                MatchedOptions(**wrong)
+        for name, value in (("size", 0), ("quality", 0), ("quality", 101)):
+            with refused("give", about=f"not {value}"):
+                MatchedOptions(**{name: value})
 
     def test_repeated_and_vanished_originals(self, leaky, tmp_path):
         original = leaky / "train/real/1.jpg"
@@ -307,15 +308,15 @@ class TestMatched:
 
 class TestCommand:
     @pytest.fixture
-    def command(self, monkeypatch, capsys, tmp_path):
-        return here(monkeypatch, capsys, tmp_path)
+    def command(self, monkeypatch, tmp_path):
+        return here(monkeypatch, tmp_path)
 
     def test_audit(self, command, leaky, tmp_path):
         assert command("index", "set").returncode == 0
         run = command("audit")
         assert (run.returncode, run.stderr) == (0, "")
         assert "leak: format in all, test, train: JPEG, PNG, … as categories" in run.stdout
-        assert "AUC of each fact alone as a score for 'generated'" in run.stdout
+        assert "0.5 tells nothing" in run.stdout
         report = json.loads(command("audit", "--format", "json").stdout)
         assert report["audit"]["schema"] == "lare2-rt/audit/1"
         assert [group["group"] for group in report["audit"]["groups"]] == ["all", "test", "train"]

@@ -7,12 +7,14 @@ import pickle
 import sys
 import threading
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from lare2_rt import Detector
+from lare2_rt import BundleError, Detector
+from lare2_rt.bundle import onnx_audit
 from lare2_rt.bundle.locate import embedded_bundle
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.opening import open_bundle
@@ -175,6 +177,67 @@ class TestHashCache:
         assert errors == []
         assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
         assert [path.name for path in (tmp_path / "cache").iterdir()] == ["hashes.json"]
+
+
+class TestRememberedAudits:
+    """A graph is walked once; what passed is remembered by its content, the rules and the weights that it may name."""
+
+    @pytest.fixture(autouse=True)
+    def _own_cache_folder(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("LARE2_CACHE", str(tmp_path / "cache"))
+
+    @staticmethod
+    def walked(folder, **options):
+        """Names of the graphs that opening walks through."""
+        seen = []
+        original = onnx_audit.read_facts
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                onnx_audit,
+                "read_facts",
+                lambda content, where: seen.append(Path(where).name) or original(content, where),
+            )
+            open_bundle(folder, **options)
+        return sorted(seen)
+
+    def test_walked_once_unless_asked_for(self, bundle_copy):
+        graphs = [name for name in FILES if name.endswith(".onnx")]
+        assert self.walked(bundle_copy) == graphs
+        assert self.walked(bundle_copy) == []
+        assert self.walked(bundle_copy, verify=True) == graphs
+        assert self.walked(bundle_copy) == []
+
+    def test_a_changed_graph_is_audited(self, bundle_copy):
+        open_bundle(bundle_copy)
+        TestGraphs.edit(bundle_copy, lambda model: setattr(model.graph, "doc_string", "changed"))
+        assert self.walked(bundle_copy) == [GRAPH]
+        TestGraphs.edit(bundle_copy, lambda model: setattr(model.graph.node[3], "domain", "com.evil"))
+        for _ in range(2):  # a refusal is not remembered, let alone as a pass
+            refused(bundle_copy, "needs operators of 'com.evil'")
+
+    def test_other_rules_or_weights_are_another_audit(self, bundle_copy, monkeypatch):
+        cache = integrity.HashCache()
+        (files,) = {v.files for v in open_bundle(bundle_copy).manifest.components["egre"] if v.graph == GRAPH}
+        onnx_audit.audit_onnx(bundle_copy / GRAPH, files=files, cache=cache)
+        with pytest.raises(BundleError, match="names weights"):
+            onnx_audit.audit_onnx(bundle_copy / GRAPH, files=(), cache=cache)
+        monkeypatch.setattr(onnx_audit, "_RULES", "others")
+        assert self.walked(bundle_copy) == [name for name in FILES if name.endswith(".onnx")]
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"a": 1}'])
+    def test_damaged_and_unwritable_caches_are_not_used(self, bundle_copy, tmp_path, monkeypatch, content):
+        graphs = [name for name in FILES if name.endswith(".onnx")]
+        open_bundle(bundle_copy)
+        store = tmp_path / "cache/hashes.json"
+        digests = [key for key in json.loads(store.read_text()) if "\0" not in key]
+        assert len(digests) == len(graphs)
+        for stored in (content, json.dumps(dict.fromkeys(digests, "f" * 64)).encode()):
+            store.write_bytes(stored)
+            assert self.walked(bundle_copy) == graphs
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("LARE2_CACHE", str(tmp_path / "file"))
+        for _ in range(2):
+            assert self.walked(bundle_copy) == graphs
 
 
 class TestNoise:

@@ -11,10 +11,10 @@ from sklearn.calibration import _sigmoid_calibration
 from lare2_rt import Detector
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.detection import DecisionRule
-from lare2_rt.errors import UsageError
 from lare2_rt.tools.evaluation.calibrate import FOLDS, calibrate, fit_scaling, images_needed, thresholds
 from lare2_rt.tools.evaluation.scores import expected_calibration_error
 from tests.helpers.labelled import run_command, write_set
+from tests.helpers.refusals import refused
 from tests.helpers.tampering import read_manifest, reseal
 
 UNCALIBRATED = DecisionRule("uncalibrated")
@@ -94,7 +94,7 @@ def test_ties_at_the_threshold_do_not_count_as_generated():
     real = np.array([0.1] * 90 + [0.9] * 10)
     _, generated_from = thresholds(real, np.full(100, 0.95), 0.05)
     assert not (real >= generated_from).any()
-    with pytest.raises(UsageError, match="probability of 1"):
+    with refused("ask for a larger false positive rate"):
         thresholds(np.ones(100), np.ones(100), 0.01)
 
 
@@ -125,18 +125,18 @@ def test_needed_images(rate, needed):
     if needed < 200:
         assert calibrate(logits, generated, groups, current=UNCALIBRATED, rate=rate).real == needed
     few = slice(0, 2 * needed - 2)
-    with pytest.raises(UsageError, match=f"needs at least {needed} unrelated real images, and there are {needed - 1}"):
+    with refused("add images", about=f"needs at least {needed} unrelated real images, and there are {needed - 1}"):
         calibrate(logits[few], generated[few], groups[few], current=UNCALIBRATED, rate=rate)
     # Versions of one picture are not more pictures.
-    with pytest.raises(UsageError, match=f"there are {(needed + 1) // 2}"):
+    with refused("add images", about=f"there are {(needed + 1) // 2}"):
         calibrate(logits, generated, groups // 4, current=UNCALIBRATED, rate=rate)
 
 
 def test_scores_that_do_not_rise_are_refused():
     logits, generated = overconfident(200, seed=5)
-    with pytest.raises(UsageError, match="do not score higher than real ones"):
+    with refused("check the labels"):
         calibrate(-logits, generated, np.arange(200), current=UNCALIBRATED, rate=0.05)
-    with pytest.raises(UsageError, match="the same score"):
+    with refused("use another bundle"):
         calibrate(np.zeros((200, 2)), generated, np.arange(200), current=UNCALIBRATED, rate=0.05)
 
 
@@ -144,9 +144,9 @@ def test_scores_that_do_not_rise_are_refused():
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments: run_command(monkeypatch, capsys, "calibrate", *arguments, "--batch", "4")
+    return lambda *arguments: run_command("calibrate", *arguments, "--batch", "4")
 
 
 @pytest.fixture
@@ -210,12 +210,12 @@ def test_an_explicit_threshold_applies_to_the_scaled_probability(trained, tmp_pa
     assert rule.probability((0.0, 2.0)) == 0.5
 
 
-def test_inspect_shows_the_scaling(trained, monkeypatch, capsys):
+def test_inspect_shows_the_scaling(trained):
     raw = read_manifest(trained)
     raw["decision"] = {"calibration": "calibrated", "real_below": 0.4, "generated_from": 0.6, "data": "x"}
     raw["decision"]["scaling"] = {"temperature": 2.0, "bias": -1.0}
     reseal(trained, raw)
-    code, out, _ = run_command(monkeypatch, capsys, "inspect", str(trained))
+    code, out, _ = run_command("inspect", str(trained))
     assert code == 0
     assert "difference of the logits / 2 -1, through the sigmoid" in " ".join(out.split())
 

@@ -10,17 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from lare2_rt import Detector
-from lare2_rt.cli.cache import clear, show
+from lare2_rt.cli.cache import ClearOptions, ListOptions, clear, list_entries
 from lare2_rt.engines.cache import cache as compiled
+from lare2_rt.engines.cache.build import run_script
 from lare2_rt.engines.cache.cache import CompiledCache, cache_limit
 from lare2_rt.engines.cache.entry import ENTRY, Recipe
 from lare2_rt.errors import EngineError, UsageError
 from lare2_rt.host.locks import acquire, try_acquire
+from tests.conftest import ROOT
 from tests.fakes.engine import need_engine
 from tests.helpers.commands import without_privileges
 from tests.helpers.processes import environment
@@ -165,8 +166,8 @@ def test_the_damaged_is_replaced_while_somebody_uses_it(cache, entry_folder):
 CODE = """
 import sys, time
 from pathlib import Path
-from lare2_rt.compiled import CompiledCache
-from lare2_rt.compiled_entry import Recipe
+from lare2_rt.engines.cache.cache import CompiledCache
+from lare2_rt.engines.cache.entry import Recipe
 root, log, others = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 def tell(line):
@@ -215,7 +216,11 @@ def test_what_a_killed_process_left_is_swept(cache, tmp_path):
 
 @pytest.mark.parametrize(
     "error",
-    [EngineError("it does not compile; update it"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")],
+    [
+        EngineError("it does not compile", remedy="update it"),
+        KeyboardInterrupt(),
+        OSError(errno.ENOSPC, "No space left"),
+    ],
 )
 def test_failing_leaves_nothing(cache, error):
     def build(folder):
@@ -263,6 +268,7 @@ def test_a_full_disk_in_a_real_compiler(engine, embedded, tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        env=environment(PYTHONDONTWRITEBYTECODE=1),  # else what Python compiles is kept, cut off at the limit
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )
     assert f"vae_encoder batch 1 of {engine} cannot be kept in" in run.stderr
@@ -270,12 +276,27 @@ def test_a_full_disk_in_a_real_compiler(engine, embedded, tmp_path):
     assert list((tmp_path / "cache/compiled").iterdir()) == []
 
 
+@pytest.mark.parametrize(("raised", "number"), [(errno.ENOSPC, errno.ENOSPC), (None, errno.EIO)])
+@pytest.mark.parametrize("said", ["", "loading\n", "loading", "28\n"])
+def test_what_a_library_prints_hides_no_error_number(raised, number, said, tmp_path, monkeypatch):
+    (tmp_path / "printing.py").write_text(
+        "import sys; from lare2_rt.host.child import written_or_said\n"
+        "def fail(): raise OSError(*eval(sys.argv[-1]))\n"
+        "def main(said, error): sys.stdout.write(said); written_or_said(fail)"
+    )
+    monkeypatch.setenv("PYTHONPATH", environment(tmp_path)["PYTHONPATH"])
+    error = repr(("no number",) if raised is None else (raised, "full"))
+    with pytest.raises(OSError, match=os.strerror(number)) as told:
+        run_script("printing", [said, error], cwd=tmp_path, doing="fail", remedy="none")
+    assert told.value.errno == number
+
+
 def test_read_only_cache(cache, entry_folder):
     """What is there is used; what is not cannot be made, and one sentence says so."""
     code = (
         "import sys; from pathlib import Path\n"
         "from lare2_rt.engines.cache.cache import CompiledCache; from lare2_rt.engines.cache.entry import Recipe\n"
-        "from test_compiled import recipe, content\n"
+        "from tests.runtime.test_compiled import recipe, content\n"
         "cache = CompiledCache(Path(sys.argv[1]))\n"
         "print(cache.open(recipe(), None).folder.name)\n"
         "cache.open(recipe('b'), content)"
@@ -289,7 +310,7 @@ def test_read_only_cache(cache, entry_folder):
             capture_output=True,
             text=True,
             check=False,
-            env=environment(Path(__file__).parent),
+            env=environment(ROOT),
             preexec_fn=without_privileges,
         )
     finally:
@@ -378,8 +399,10 @@ class TestLimit:
     @pytest.mark.parametrize("text", ["much", "-1", "5 XB", "1e9", "٣", "nan"])
     def test_no_sizes(self, monkeypatch, text):
         monkeypatch.setenv("LARE2_CACHE_LIMIT", text)
-        with pytest.raises(UsageError, match="which is no size; write for instance 500MB or 20GB"):
+        with pytest.raises(UsageError) as told:
             CompiledCache()
+        assert told.value.problem.startswith(f"LARE2_CACHE_LIMIT is {text!r}")
+        assert "2G" in told.value.remedy
 
 
 class TestLocks:
@@ -423,7 +446,7 @@ class TestCommand:
         assert run.returncode == 0
         assert run.stdout.count("mini [bold]\\x1b   0.1 MB") == 2
         assert f"2 compiled, 0.2 MB, in {filled.folder}, which may hold 20 GB" in run.stderr
-        show("winograd", as_json=True)
+        list_entries(ListOptions(engine="winograd", as_json=True))
         document = json.loads(capsys.readouterr().out)
         (entry,) = document["entries"]
         assert (entry["engine"], entry["in_use"], document["folder"]) == ("winograd", False, str(filled.folder))
@@ -434,19 +457,19 @@ class TestCommand:
         run = lare2_rt("cache", "clear", "--engine", "openvino")
         assert (run.returncode, run.stdout) == (0, "")
         assert "removed 1 compiled engines (0.1 MB) and 0 measurements" in run.stderr
-        clear(None)
+        clear(ClearOptions())
         told = capsys.readouterr().err
         assert "removed 0 compiled engines" in told
         assert "1 stay because they are in use" in told
         held.close()
-        clear(None)
+        clear(ClearOptions())
         assert filled.entries() == []
 
     def test_empty(self, monkeypatch, tmp_path, capsys):
         monkeypatch.setenv("LARE2_CACHE", str(tmp_path / "nowhere"))
-        show(None, as_json=True)
+        list_entries(ListOptions(as_json=True))
         assert json.loads(capsys.readouterr().out)["entries"] == []
-        clear(None)
+        clear(ClearOptions())
         assert not (tmp_path / "nowhere").exists()
 
     def test_wrong_requests(self, lare2_rt, monkeypatch):
@@ -455,7 +478,7 @@ class TestCommand:
         assert "there is no engine 'cuda'" in run.stderr
         monkeypatch.setenv("LARE2_CACHE_LIMIT", "much")
         with pytest.raises(UsageError, match="LARE2_CACHE_LIMIT is 'much'"):
-            show(None, as_json=False)
+            list_entries(ListOptions())
 
 
 def test_the_detector_takes_the_folder(embedded, tmp_path):

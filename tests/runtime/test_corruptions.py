@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from lare2_rt.errors import ImageError, UsageError
+from lare2_rt.errors import ImageError
 from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.pixels.preprocess import preprocess
 from lare2_rt.tools.evaluation.corruptions import CORRUPTIONS, choose, corrupt
+from tests.helpers.refusals import refused
 
 POLICY = Preprocessing()
 
@@ -128,5 +129,5 @@ def test_jpeg_is_what_it_says(rocket):
 def test_choice():
     assert [c.name for c in choose("all")] == list(CORRUPTIONS)
     assert [c.name for c in choose("blur, JPEG75,half,blur1")] == ["jpeg75", "blur1", "blur2", "blur3", "half"]
-    with pytest.raises(UsageError, match=r"no corruption 'fog'; choose from all, jpeg, blur"):
+    with refused("choose from all, jpeg, blur", about="'fog'"):
         choose("jpeg,fog")

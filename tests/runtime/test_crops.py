@@ -5,8 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from lare2_rt import Detector, EngineError, UsageError
@@ -19,7 +18,7 @@ from lare2_rt.engines.contract import EngineOptions, WindowOutput
 from lare2_rt.engines.scoring import score_batch
 from lare2_rt.engines.selection import load_engine
 from lare2_rt.pixels.crop_grid import CROPS, corners
-from lare2_rt.pixels.pixel_bytes import pack, unpack
+from lare2_rt.pixels.packing import pack, unpack
 from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.pixels.preprocess import centre_crop, preprocess
 from lare2_rt.tools.evaluation.scorer import scorer_key
@@ -99,8 +98,9 @@ def test_pixels_survive_the_pipe_between_processes(rocket):
 
 @pytest.mark.parametrize("crops", [0, 2, 5, 121, -4])
 def test_other_numbers_are_refused(embedded, crops):
-    with pytest.raises(UsageError, match=r"one of 1, 4, 9, .*100, not"):
+    with pytest.raises(UsageError) as told:
         Detector.load(embedded, crops=crops)
+    assert told.value.remedy.endswith(", ".join(map(str, CROPS)))
 
 
 def test_logits_are_the_mean_over_the_windows_of_each_image(embedded, monkeypatch):
@@ -143,12 +143,12 @@ def test_one_window_changes_no_bit_and_several_change_the_answer(embedded, rocke
     assert single.logits != many.logits == again.logits
 
 
-@pytest.mark.parametrize("engine", registry.ENGINES, ids=lambda engine: engine.name)
-def test_a_window_alone_gives_the_bits_of_the_chain(embedded, photos, engine):
-    bundle = open_bundle(embedded)
+@pytest.mark.parametrize("entry", registry.ENGINES, ids=lambda entry: entry.name)
+def test_a_window_alone_gives_the_bits_of_the_chain(embedded, photos, entry):
+    bundle, engine = open_bundle(embedded), entry.load()
     reason = engine.why_not(bundle, EngineOptions(threads=2))
     if reason is not None:
-        pytest.skip(reason)
+        pytest.skip(str(reason))
     running = load_engine(engine, bundle, EngineOptions(threads=2, batch=1))
     try:
         first, second = (preprocess(photo, bundle.manifest.policy) for photo in photos[:2])
@@ -218,7 +218,7 @@ def test_the_command_says_what_does_not_fit(lare2_rt, embedded, tmp_path, rocket
     assert (record["crops"], record["windows"], record["decision"]["crops"]) == (1, 1, 4)
     run = lare2_rt("infer", rocket, "--crops", "6")
     assert run.returncode == 2
-    assert "not 6" in run.stderr
+    assert "1, 4, 9" in run.stderr
 
 
 def test_a_turned_picture_is_cut_as_clip_sees_it(tmp_path):

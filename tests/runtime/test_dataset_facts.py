@@ -9,7 +9,7 @@ from PIL import Image
 
 from lare2_rt.tools.datasets import facts
 from lare2_rt.tools.datasets.build import build_index
-from lare2_rt.tools.datasets.jpeg import estimate_quality
+from lare2_rt.tools.datasets.facts import estimate_quality
 from tests.helpers.image_sets import picture, tree
 
 
@@ -29,8 +29,8 @@ class TestMeasured:
     def test_quality_of_other_encoders_is_near(self):
         tables = Image.open(_stream(picture(5, form="JPEG", quality=80))).quantization
         bent = [max(1, round(value * 1.03)) for value in tables[0]]
-        assert abs(estimate_quality({0: bent}) - 80) <= 2
-        assert estimate_quality(None) == estimate_quality({}) == estimate_quality({0: [0] * 64}) == -1
+        assert abs(estimate_quality(bent) - 80) <= 2
+        assert estimate_quality(None) == estimate_quality([]) == estimate_quality([0] * 64) == -1
 
     def test_formats(self, tmp_path):
         for form, suffix in (("PNG", "png"), ("WEBP", "webp"), ("TIFF", "tif"), ("BMP", "bmp"), ("GIF", "gif")):
@@ -71,9 +71,9 @@ class TestCache:
     def decoded(self, monkeypatch):
         """Names of the files that are really looked at."""
         seen = []
-        original = facts.open_image
+        original = facts._measured
         monkeypatch.setattr(
-            facts, "open_image", lambda path, **options: (seen.append(Path(path).name), original(path, **options))[1]
+            facts, "_measured", lambda path, read: (seen.append(Path(path).name), original(path, read))[1]
         )
         return seen
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lare2_rt import UsageError
 from lare2_rt.host.text import decode_name, encode_name
 from lare2_rt.tools.datasets.build import build_index
-from lare2_rt.tools.datasets.overlaps import find_overlaps
+from lare2_rt.tools.datasets.split import find_overlaps
 from lare2_rt.tools.datasets.table import read_index, write_index
 from tests.helpers.image_sets import picture, tree
+from tests.helpers.refusals import refused
 
 R, G = 0, 1
 
@@ -49,42 +49,40 @@ class TestLists:
         assert index.width.tolist() == [16, 16, 16]
 
     @pytest.mark.parametrize(
-        ("name", "text", "message"),
+        ("name", "text", "about", "remedy"),
         [
-            ("l.txt", "a.png 1\n\nb.png\n", r"l\.txt line 3: no path or no label; write 'PATH LABEL'"),
-            ("l.txt", "a.png 1\nb.png 2\n", r"l\.txt line 2: the label is '2'; it must be 0 \(real\) or 1"),
-            ("l.txt", "a.png 1\n 1\n", r"l\.txt line 2: no path or no label"),
-            ("l.txt", "\n\n", r"l\.txt lists no image"),
-            ("l.txt", "a\0.png 1\n", r"l\.txt is no text"),
-            ("l.csv", "file,label\na.png,1\n", r"l\.csv line 1: no column path"),
-            ("l.csv", "", r"l\.csv line 1: no column label and no column path"),
-            ("l.csv", "path,label\na.png,1\nb.png,x\n", r"l\.csv line 3: the label is 'x'"),
-            ("l.csv", "path,label\na.png,1\nb.png\n", r"l\.csv line 3: 1 cells under 2 headings"),
-            ("l.csv", "path,label\na, b.png,1\n", r"l\.csv line 2: 3 cells under 2 headings; quote"),
-            ("l.csv", "path,label,split\na.png,1,later\n", r"l\.csv line 2: the split is 'later'; it must be train"),
-            ("l.csv", 'path,label\n"a.png,1\n', r"l\.csv line 2: not valid CSV"),
-            ("l.csv", "path,label\n,1\n", r"l\.csv line 2: no path"),
+            ("l.txt", "a.png 1\n\nb.png\n", "l.txt line 3:", "write 'PATH LABEL'"),
+            ("l.txt", "a.png 1\nb.png 2\n", "l.txt line 2: the label is '2'", "0 (real) or 1"),
+            ("l.txt", "a.png 1\n 1\n", "l.txt line 2:", "write 'PATH LABEL'"),
+            ("l.txt", "\n\n", "l.txt", "write lines 'PATH LABEL'"),
+            ("l.txt", "a\0.png 1\n", "l.txt", "give a folder of images, a list of them"),
+            ("l.csv", "file,label\na.png,1\n", "l.csv line 1: no column path", "name it in the heading"),
+            ("l.csv", "", "l.csv line 1: no column label and no column path", "name it in the heading"),
+            ("l.csv", "path,label\na.png,1\nb.png,x\n", "l.csv line 3: the label is 'x'", "0 (real) or 1"),
+            ("l.csv", "path,label\na.png,1\nb.png\n", "l.csv line 3: 1 cells under 2", "quote"),
+            ("l.csv", "path,label\na, b.png,1\n", "l.csv line 2: 3 cells under 2", "quote"),
+            ("l.csv", "path,label,split\na.png,1,later\n", "l.csv line 2: the split is 'later'", "train, val, test"),
+            ("l.csv", 'path,label\n"a.png,1\n', "l.csv line 2:", "correct it"),
+            ("l.csv", "path,label\n,1\n", "l.csv line 2: no path", "write the path"),
         ],
     )
-    def test_wrong_lines_are_named(self, tmp_path, name, text, message):
+    def test_wrong_lines_are_named(self, tmp_path, name, text, about, remedy):
         tree(tmp_path, ["a.png", "b.png"])
         (tmp_path / name).write_text(text)
-        with pytest.raises(UsageError, match=message):
+        with refused(remedy, about=about):
             build_index(tmp_path / name)
 
     def test_root(self, tmp_path):
         tree(tmp_path / "images", ["real/a.png", "fake/b.png"])
         (tmp_path / "list.txt").write_text("real/a.png 0\nfake/b.png 1\nfake/gone.png 1\n")
-        with pytest.raises(
-            UsageError, match=r"none of the images that .*list\.txt lists is in .*; say where with --root"
-        ):
+        with refused("say where with --root", about="list.txt"):
             build_index(tmp_path / "list.txt")
         index = build_index(tmp_path / "list.txt", root=str(tmp_path / "images")).index
         assert [bool(error) for error in index.error] == [False, False, True]
         assert "no such file" in index.error[2]
-        with pytest.raises(UsageError, match="--root is for lists"):
+        with refused("relative to the folder", about="--root"):
             build_index(tmp_path / "images", root="x")
-        with pytest.raises(UsageError, match="is a file; the layout 'genimage' is of folders"):
+        with refused("'genimage' is of folders", about="list.txt"):
             build_index(tmp_path / "list.txt", layout="genimage")
 
 
@@ -125,7 +123,7 @@ class TestNames:
 
     @pytest.mark.parametrize("stored", ["%", "%2", "%zz", "%41", "%e9", "a%0Ab", "a\0b"])
     def test_what_no_name_is_stored_as(self, stored):
-        with pytest.raises(UsageError, match="write the index again"):
+        with refused("write the index again"):
             decode_name(stored)
 
     def test_lists_keep_names_that_are_no_text(self, tmp_path):
@@ -190,40 +188,40 @@ class TestTable:
 
     def test_not_an_index(self, index, tmp_path):
         file = tmp_path / "i.parquet"
-        with pytest.raises(UsageError, match=r"does not exist; write it with 'lare2-rt index DATA"):
+        with refused("lare2-rt index DATA", about="does not exist"):
             read_index(file)
         file.write_bytes(b"PAR1 no table")
-        with pytest.raises(UsageError, match="is not a Parquet table"):
+        with refused("lare2-rt index DATA", about="is not a Parquet table"):
             read_index(file)
         pq.write_table(pa.table({"path": ["a"]}), file)
-        with pytest.raises(UsageError, match=r"has schema null where lare2-rt/index/1 is needed"):
+        with refused("lare2-rt index DATA", about="has schema null where lare2-rt/index/1"):
             read_index(file)
         write_index(file, index)
         good = pq.read_table(file)
-        for name, values, words in (
-            ("label", pa.array([0, 2], pa.int8()), "its column label must hold 0 and 1"),
-            ("label", pa.array([0, None], pa.int8()), "empty cells in its column label"),
-            ("label", pa.array([0, 1], pa.int64()), "has no column label of type int8"),
-            ("split", pa.array(["train", "later"]), "its column split must hold"),
-            ("width", pa.array([1, -1], pa.int32()), "its column width must hold no negative number"),
-            ("path", pa.array(["a", "%"]), "has a wrong escape"),
+        for name, values, about, remedy in (
+            ("label", pa.array([0, 2], pa.int8()), "column label must hold 0 and 1", "lare2-rt index DATA"),
+            ("label", pa.array([0, None], pa.int8()), "empty cells in its column label", "lare2-rt index DATA"),
+            ("label", pa.array([0, 1], pa.int64()), "no column label of type int8", "lare2-rt index DATA"),
+            ("split", pa.array(["train", "later"]), "column split", "lare2-rt index DATA"),
+            ("width", pa.array([1, -1], pa.int32()), "column width", "lare2-rt index DATA"),
+            ("path", pa.array(["a", "%"]), "i.parquet: the name '%'", "write the index again"),
         ):
             place = good.column_names.index(name)
             pq.write_table(good.set_column(place, name, values), file)
-            with pytest.raises(UsageError, match=words):
+            with refused(remedy, about=about):
                 read_index(file)
         pq.write_table(good.drop(["sha256"]), file)
-        with pytest.raises(UsageError, match="has no column sha256"):
+        with refused("lare2-rt index DATA", about="no column sha256"):
             read_index(file)
         pq.write_table(good.replace_schema_metadata({"lare2_rt.schema": "lare2-rt/index/1"}), file)
-        with pytest.raises(UsageError, match="does not say where its images are"):
+        with refused("lare2-rt index DATA", about="where its images are"):
             read_index(file)
 
     def test_without_pyarrow(self, index, tmp_path, monkeypatch):
         write_index(tmp_path / "i.parquet", index)
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         for call in (lambda: read_index(tmp_path / "i.parquet"), lambda: write_index(tmp_path / "j.parquet", index)):
-            with pytest.raises(UsageError, match=r"pyarrow is needed .*pip install 'lare2-rt\[data\]'"):
+            with refused("pip install pyarrow"):
                 call()
         assert not (tmp_path / "j.parquet").exists()
 

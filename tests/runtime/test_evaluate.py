@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +19,10 @@ from lare2_rt.tools.datasets.table import write_index
 from lare2_rt.tools.evaluation import figures
 from lare2_rt.tools.evaluation.corruptions import CORRUPTIONS, corrupt
 from lare2_rt.tools.evaluation.items import select
-from lare2_rt.tools.evaluation.scorer import DetectorScorer
+from lare2_rt.tools.evaluation.scorer import scorer_of
 from lare2_rt.tools.evaluation.store import ScoreStore, score
 from lare2_rt.tools.evaluation.summary import METRICS
+from tests.conftest import ROOT
 from tests.fakes.engine import FakeEngine, use_engines
 from tests.helpers.labelled import run_command, write_set
 from tests.helpers.processes import environment
@@ -32,12 +32,12 @@ QUICK = ("--resamples", "20", "--batch", "4")
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys, tmp_path, request):
+def evaluate(monkeypatch, tmp_path, request):
     """Run the command in an empty folder; drawing takes longest and is left to the test of the figures."""
     monkeypatch.chdir(tmp_path)
     if "figures" not in request.node.name:
         monkeypatch.setattr(figures, "available", lambda: False)
-    return lambda *arguments: run_command(monkeypatch, capsys, "evaluate", *arguments, *QUICK)
+    return lambda *arguments: run_command("evaluate", *arguments, *QUICK)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_without_torch(tmp_path):
 import sys
 for name in ("torch", "lare2_ref", "lare2_export", "diffusers", "transformers", "open_clip", "sklearn"):
     sys.modules[name] = None
-from fake_engine import FakeEngine
+from tests.fakes.engine import FakeEngine, entry
 from lare2_rt.engines import registry
 from lare2_rt.cli import main
 registry.ENGINES = (entry(FakeEngine()),)
@@ -186,7 +186,7 @@ for line in sys.stdin.read().splitlines():
         [sys.executable, "-c", code],
         input="\n".join(commands),
         cwd=tmp_path,
-        env=environment(Path(__file__).parent),
+        env=environment(ROOT),
         capture_output=True,
         text=True,
         check=False,
@@ -202,12 +202,12 @@ def test_stopped_run_goes_on(evaluate, labelled, fake, tmp_path):
 
     def stop(call, output):
         if call == 3:
-            raise EngineError("the device is gone; try again")
+            raise EngineError("the device is gone", remedy="try again")
 
     fake.calls, fake.script = 0, stop
     code, _, err = evaluate(labelled, "--out", "parts")
     assert code == 1
-    assert "stopped: the device is gone" in err
+    assert "stopped: the device is gone; try again" in err
     assert not (tmp_path / "parts/evaluation.json").exists()
     assert len(scores(tmp_path / "parts")) == 8
     fake.calls, fake.script = 0, None
@@ -257,7 +257,7 @@ def test_corrupted_images_are_scored_anew(engine, embedded, photos, tmp_path, mo
         shutil.copy(photo, tmp_path / f"{name}{photo.suffix}")
     (tmp_path / "list.txt").write_text("".join(f"{p.name} {i % 2}\n" for i, p in enumerate(sorted(tmp_path.iterdir()))))
     items = select(build_index(tmp_path / "list.txt").index, None).items
-    with Detector.load(embedded) as detector, contextlib.closing(DetectorScorer(detector)) as scorer:
+    with Detector.load(embedded) as detector, contextlib.closing(scorer_of(detector)) as scorer:
         found = {}
         for corruption in (None, CORRUPTIONS["jpeg30"]):
             store = ScoreStore(tmp_path / "scores", scorer, corruption)

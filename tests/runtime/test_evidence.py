@@ -5,26 +5,22 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from lare2_rt import Detector, UsageError
 from lare2_rt.detection import DecisionRule
 from lare2_rt.errors import OutputError
-from lare2_rt.tools.evidence.band import decimals, zones
-from lare2_rt.tools.evidence.colormap import colours
-from lare2_rt.tools.evidence.heatmaps import Heatmaps
-from lare2_rt.tools.evidence.maps import attention_map, bar, lare_map, overlay
-from lare2_rt.tools.evidence.names import panel_name
+from lare2_rt.tools.evidence.drawing import decimals, drawable, fitted, font, zones
+from lare2_rt.tools.evidence.maps import attention_map, bar, colours, lare_map, overlay
 from lare2_rt.tools.evidence.panel import HEIGHT, WIDTH, attention_tile, lare_tile, render_panel, shown_size
 from lare2_rt.tools.evidence.record import evidence_of, pack, unpack, without_arrays
+from lare2_rt.tools.evidence.run import Heatmaps, panel_name
 from lare2_rt.tools.evidence.scale import SHARE, Scale, Scales, Spread, run_scales
-from lare2_rt.tools.evidence.text import drawable, fitted, font
+from tests.conftest import ROOT
 from tests.fakes.engine import FakeEngine, use_engines
 
 
@@ -306,10 +302,9 @@ def test_interrupted_runs_say_what_is_missing(tmp_path, photos):
 
     child = tmp_path / "child.py"
     child.write_text(
-        "import sys, time\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from fake_engine import FakeEngine\n"
-        "from lare2_rt import engines\n"
+        "import time\n"
+        "from lare2_rt.engines import registry\n"
+        "from tests.fakes.engine import FakeEngine, entry\n"
         "def script(call, output):\n"
         "    if call == 3:\n"
         "        import os, signal; os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2)\n"
@@ -317,19 +312,10 @@ def test_interrupted_runs_say_what_is_missing(tmp_path, photos):
         "from lare2_rt.cli import main\n"
         "main()\n"
     )
-    arguments = [
-        "infer",
-        *map(str, photos),
-        "--heatmap",
-        "p",
-        "--report",
-        "r.html",
-        "--no-isolate",
-        "--format",
-        "jsonl",
-    ]
+    options = ("--heatmap", "p", "--report", "r.html", "--no-isolate", "--format", "jsonl")
+    arguments = ["infer", *map(str, photos), *options]
     run = subprocess.run(
-        [sys.executable, child, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment()
+        [sys.executable, child, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment(ROOT)
     )
     assert run.returncode == 128 + signal.SIGINT, run.stderr
     assert "no panels were drawn in p, as their colours need the whole run" in run.stderr

@@ -14,18 +14,20 @@ import numpy as np
 import pytest
 
 from lare2_rt import Detector, EngineError, UsageError
+from lare2_rt.pixels.ahead import Decoder
 from lare2_rt.tools.datasets.build import build_index
 from lare2_rt.tools.datasets.table import write_index
 from lare2_rt.tools.features.extract import Extraction, ExtractOptions
 from lare2_rt.tools.features.reader import open_features
 from lare2_rt.tools.features.sources import sources_of
-from tests.conftest import PHOTOS
+from tests.conftest import PHOTOS, ROOT
 from tests.fakes.engine import use_engines
 from tests.helpers.commands import without_privileges
 from tests.helpers.extract_child import MapEngine
 from tests.helpers.image_sets import here, picture, snapshot, tree
+from tests.helpers.processes import environment
 
-CHILD = Path(__file__).with_name("extract_child.py")
+CHILD = ROOT / "tests/helpers/extract_child.py"
 
 
 def ten_pictures(folder):
@@ -50,8 +52,8 @@ def fake(monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    return here(monkeypatch, capsys, tmp_path)
+def command(monkeypatch, tmp_path):
+    return here(monkeypatch, tmp_path)
 
 
 def sentences(run):
@@ -104,11 +106,9 @@ class TestMaps:
     @pytest.mark.parametrize("batch", [1, 4])
     def test_images_are_decoded_while_the_engine_computes(self, fake, photos, tmp_path, monkeypatch, batch):
         """Each call of the engine ends only when an image of the next one has been decoded, but for the last call."""
-        from lare2_rt.tools.features import scoring
-
         decoded = threading.Condition()
         count = 0
-        original = scoring.preprocess
+        original = Decoder.decode
 
         def counting(*arguments, **options):
             nonlocal count
@@ -122,7 +122,7 @@ class TestMaps:
             with decoded:
                 assert decoded.wait_for(lambda: count >= min(10, call * batch + 1), timeout=20)
 
-        monkeypatch.setattr(scoring, "preprocess", counting)
+        monkeypatch.setattr(Decoder, "decode", counting)
         fake.script = wait
         with Extraction.open(sources_of(photos), tmp_path / "f", ExtractOptions(batch=batch)) as extraction:
             assert len(list(extraction.run())) == 10
@@ -245,6 +245,7 @@ class TestCommand:
             text=True,
             check=False,
             preexec_fn=without_privileges,
+            env=environment(ROOT),
         )
         assert run.returncode == 1
         empty, secret_said, done = sentences(run)
@@ -253,6 +254,23 @@ class TestCommand:
         assert done.startswith("f: 10 maps; now 10 extracted")
         assert done.endswith("2 failed")
         assert [path for _, path, _ in open_features(tmp_path / "f").failures] == ["empty.jpg", "secret.jpg"]
+
+    def test_what_the_engine_has_to_say_is_said(self, command, monkeypatch, photos, tmp_path):
+        """Among it that compiling begins, and why ``auto`` took another engine."""
+
+        class Compiling(MapEngine):
+            def open(self, bundle, options):
+                options.say("compiling the fast engine, once")
+                raise EngineError("its compiler failed", remedy="update it")
+
+        broken, other = Compiling(name="fast", compiled=True), MapEngine(name="other")
+        use_engines(monkeypatch, broken, other)
+        run = command("extract", "set", "--out", "f")
+        assert run.returncode == 0, run.stderr
+        assert "compiling the fast engine, once" in run.stderr
+        assert "fast is not used: its compiler failed" in run.stderr
+        with Extraction.open(sources_of(photos), tmp_path / "f") as extraction:
+            assert [rejected.name for rejected in extraction.rejected] == ["fast"]
 
     def test_not_a_number(self, command, fake, photos, tmp_path):
         def script(call, output):
@@ -356,7 +374,7 @@ def runs(folder, *jobs, pause=0.0):
         text=True,
         check=True,
         timeout=200,
-        env={**os.environ, "PAUSE": str(pause)},
+        env=environment(ROOT, PAUSE=pause),
     )
     return [tuple(answer) for answer in json.loads(run.stdout)]
 
@@ -415,7 +433,7 @@ class TestKilled:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_ctrl_c_keeps_what_is_finished(self, photos, tmp_path, unbroken, number):
         command = [sys.executable, CHILD, "extract", "set", "--out", "f", *OPTIONS]
-        options = {"cwd": tmp_path, "env": {**os.environ, "PAUSE": "0.1"}, "stderr": subprocess.PIPE, "text": True}
+        options = {"cwd": tmp_path, "env": environment(ROOT, PAUSE=0.1), "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **options) as process:
             while process.poll() is None and not (tmp_path / "f/lare-00000.npy").exists():
                 time.sleep(0.01)
@@ -438,7 +456,7 @@ def test_progress_shows_rate_and_time_left(photos, tmp_path):
     import pty
 
     leader, follower = pty.openpty()
-    options = {"cwd": tmp_path, "env": {**os.environ, "PAUSE": "0.1", "TERM": "xterm"}, "stdout": subprocess.PIPE}
+    options = {"cwd": tmp_path, "env": environment(ROOT, PAUSE=0.1, TERM="xterm"), "stdout": subprocess.PIPE}
     with subprocess.Popen(
         [sys.executable, CHILD, "extract", "set", "--out", "f"], stderr=follower, **options
     ) as process:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import unicodedata
 import warnings
 import zlib
@@ -17,16 +16,17 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageFile
 
 from lare2_rt import ImageError
-from lare2_rt.cli import main
+from lare2_rt.columns import csv_columns
 from lare2_rt.detection import DecisionRule, Provenance, failed, scored
 from lare2_rt.host.text import printable, spreadsheet_safe
 from lare2_rt.pixels.decode import open_image
 from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.pixels.preprocess import preprocess
 from lare2_rt.results.parquet import read_records
-from lare2_rt.results.writers import CSV_COLUMNS, writer_for
+from lare2_rt.results.writers import writer_for
 from lare2_rt.tools.inputs import expand
 from tests.helpers import damage
+from tests.helpers.commands import SUMMARY, call
 
 FORMS = ("table", "json", "jsonl", "csv")
 FORMULA = ("=", "+", "-", "@", "＝")
@@ -94,22 +94,16 @@ def black_png(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def call(folder, *arguments, **environment):
-    """Run the command in ``folder``; its output stays bytes, for nothing may be taken for text unchecked."""
-    command = [sys.executable, "-m", "lare2_rt", "infer", *arguments]
-    environment = {**os.environ, **environment}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False, timeout=60)
+def infer(folder, *arguments, **options):
+    """Run the command in ``folder``."""
+    return call("infer", *arguments, folder=folder, **options)
 
 
-def clean(content):
-    """Decode, and refuse whatever a terminal could take for a command."""
-    text = content.decode("utf-8")
+def clean(text):
+    """Refuse whatever a terminal could take for a command."""
     bad = {c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
     assert not bad, bad
     return text
-
-
-SUMMARY = re.compile(r"lare2-rt: \d+ images in \d+\.\d s: ")
 
 
 def sentences(run):
@@ -118,7 +112,7 @@ def sentences(run):
     assert all(line.startswith("lare2-rt: ") for line in lines), lines
     assert lines[0].startswith("lare2-rt: bundle mini")
     assert lines[1].startswith("lare2-rt: note: ")
-    if SUMMARY.match(lines[-1]):
+    if SUMMARY.search(lines[-1]):
         lines.pop()
     return [line.removeprefix("lare2-rt: ") for line in lines[2:]]
 
@@ -146,7 +140,7 @@ def check_document(form, text, names, failures):
     if form == "csv":
         assert [record["source"] for record in records] == [spreadsheet_safe(name) for name in names]
         for record in records:
-            assert set(record) == set(CSV_COLUMNS)
+            assert set(record) == set(csv_columns())
             for column, cell in record.items():
                 if column.startswith("logit_") and cell:
                     float(cell)  # the only cells that may start with a minus
@@ -169,7 +163,7 @@ def badly_named(tmp_path_factory):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_names_on_standard_output(badly_named, form):
-    run = call(badly_named, *NAMES, "--format", form)
+    run = infer(badly_named, *NAMES, "--format", form)
     assert run.returncode == 1
     told = sentences(run)
     assert [line.rsplit(": ", 1)[0] for line in told] == [printable(name) for name in NAMES[:-1]]
@@ -180,17 +174,17 @@ def test_names_on_standard_output(badly_named, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_names_in_a_file(badly_named, tmp_path, form):
     target = tmp_path / os.fsdecode(b"[b]=\n\x1b\xff.out")
-    run = call(badly_named, *NAMES, "--format", form, "--out", target)
+    run = infer(badly_named, *NAMES, "--format", form, "--out", target)
     assert run.returncode == 1
-    assert run.stdout == b""
+    assert run.stdout == ""
     assert len(sentences(run)) == len(NAMES) - 1
     assert os.listdir(tmp_path) == [target.name]
-    check_document(form, clean(target.read_bytes()), NAMES, len(NAMES) - 1)
+    check_document(form, clean(target.read_bytes().decode()), NAMES, len(NAMES) - 1)
 
 
 def test_names_in_parquet(badly_named, tmp_path):
     """Every name comes back with its very bytes, and no cell holds what UTF-8 does not know."""
-    run = call(badly_named, *NAMES, "--out", tmp_path / "r.parquet")
+    run = infer(badly_named, *NAMES, "--out", tmp_path / "r.parquet")
     assert run.returncode == 1
     assert len(sentences(run)) == len(NAMES) - 1
     found = list(read_records(tmp_path / "r.parquet"))
@@ -202,32 +196,31 @@ def test_names_in_parquet(badly_named, tmp_path):
 
 def test_names_on_a_terminal_that_knows_ascii_only(badly_named):
     for form in ("table", "csv"):
-        run = call(badly_named, *NAMES[:-1], "--format", form, PYTHONIOENCODING="ascii")
+        run = infer(badly_named, *NAMES[:-1], "--format", form, encoding="ascii")
         assert run.returncode == 1
         assert len(sentences(run)) == len(NAMES) - 1
-        assert b"\\uff1dx.jpg" in run.stdout
-        run.stdout.decode("ascii")
+        assert "\\uff1dx.jpg" in run.stdout
 
 
 def test_names_of_missing_files_and_bad_targets(tmp_path):
     """What ends the command before any file passes through the same escapes."""
     for arguments, words in (
-        (["\x1b[31m*.jpg"], b"nothing matches \\x1b[31m*.jpg"),
-        (["x.jpg", "--out", "\x1b[31m\n/r.json"], b"the folder \\x1b[31m\\n does not exist"),
-        (["x.jpg", "--bundle", os.fsdecode(b"\xff\n")], b"\\udcff\\n is not a bundle folder"),
+        (["\x1b[31m*.jpg"], "\\x1b[31m*.jpg"),
+        (["x.jpg", "--out", "\x1b[31m\n/r.json"], "\\x1b[31m\\n"),
+        (["x.jpg", "--bundle", os.fsdecode(b"\xff\n")], "\\udcff\\n"),
     ):
-        run = call(tmp_path, *arguments)
+        run = infer(tmp_path, *arguments)
         assert run.returncode == 2
-        assert run.stdout == b""
+        assert run.stdout == ""
         assert words in run.stderr
         assert len(clean(run.stderr).splitlines()) == 1
-    run = call(tmp_path, "-x.jpg")
+    run = infer(tmp_path, "-x.jpg")
     assert run.returncode == 2
-    assert b"Traceback" not in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_names_below_a_folder(badly_named):
-    run = call(badly_named, ".", "--format", "jsonl")
+    run = infer(badly_named, ".", "--format", "jsonl")
     assert run.returncode == 1
     found = {os.fsencode(record["source"]) for record in parsed("jsonl", clean(run.stdout))}
     assert found == {os.fsencode(os.path.join(".", os.path.normpath(name))) for name in NAMES}
@@ -257,7 +250,7 @@ def test_scored_records_of_any_name(form):
     for name in NAMES:
         writer.add(failed(name, f"={name}", provenance=provenance, rule=rule))
     writer.end()
-    text = clean(stream.getvalue().encode())
+    text = clean(stream.getvalue())
     if form == "table":
         assert text.count("unsure") == len(names)
         assert text.count("0.9820") == len(names)
@@ -312,7 +305,7 @@ def contents(tmp_path_factory):
 def test_contents(contents):
     folder, expected = contents
     assert (folder / "bomb.png").stat().st_size < 150_000
-    run = call(folder, *expected, "--format", "jsonl")
+    run = infer(folder, *expected, "--format", "jsonl")
     assert run.returncode == 1
     records = {record["source"]: record for record in parsed("jsonl", clean(run.stdout))}
     assert list(records) == list(expected)
@@ -336,7 +329,7 @@ def test_contents_in_the_other_formats(contents, form, tmp_path):
     """The same answers and refusals as in JSON Lines, and a document that still parses."""
     folder, expected = contents
     target = ("--out", tmp_path / "r.parquet") if form == "parquet" else ("--format", form)
-    run = call(folder, *expected, *target)
+    run = infer(folder, *expected, *target)
     assert run.returncode == 1
     refused = sum(answer is not None and answer not in expected for answer in expected.values())
     assert len(sentences(run)) == refused
@@ -353,7 +346,7 @@ def test_damaged_exif_is_not_worth_a_word(tmp_path):
     exif = Image.Exif()
     exif[0x010F] = "a maker's name, stored outside its entry"
     (tmp_path / "photo.jpg").write_bytes(encoded(square(), form="JPEG", exif=exif.tobytes()[:20]))
-    run = call(tmp_path, "photo.jpg")
+    run = infer(tmp_path, "photo.jpg")
     assert run.returncode == 0
     assert sentences(run) == []
 
@@ -384,14 +377,12 @@ def test_ghostscript_would_be_started(no_process):
         image.load()
 
 
-def test_whole_command_starts_no_process(contents, no_process, monkeypatch, capsys):
+def test_whole_command_starts_no_process(contents, no_process):
     folder, expected = contents
-    refused = [str(folder / name) for name, answer in expected.items() if answer not in (None, *expected)]
-    monkeypatch.setattr(sys, "argv", ["lare2-rt", "infer", "--no-isolate", *refused])
-    with pytest.raises(SystemExit) as leaving:
-        main()
-    assert leaving.value.code == 1
-    assert capsys.readouterr().out.count("failed") == len(refused)
+    refused = [name for name, answer in expected.items() if answer not in (None, *expected)]
+    run = infer(folder, "--no-isolate", *refused)
+    assert run.returncode == 1
+    assert run.stdout.count("failed") == len(refused)
 
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (9_473, 9_473), (80_000_000, 1)])

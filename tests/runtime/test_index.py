@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lare2_rt.errors import UsageError
-from lare2_rt.tools.datasets import build
+from lare2_rt.tools.datasets import build, facts
 from lare2_rt.tools.datasets.table import read_index
 from tests.helpers.commands import without_privileges
 from tests.helpers.image_sets import here, picture, snapshot, tree
@@ -26,8 +26,8 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    return here(monkeypatch, capsys, tmp_path)
+def command(monkeypatch, tmp_path):
+    return here(monkeypatch, tmp_path)
 
 
 def sentences(run):
@@ -60,7 +60,8 @@ def test_an_existing_index_is_replaced_only_when_told(command, photos, tmp_path)
     (tmp_path / "index.parquet").write_text("precious")
     run = command("index", "set")
     assert (run.returncode, run.stdout) == (2, "")
-    assert sentences(run) == ["index.parquet exists already; choose another name or pass --force to replace it"]
+    (sentence,) = sentences(run)
+    assert "--force" in sentence
     assert (tmp_path / "index.parquet").read_text() == "precious"
     assert command("index", "set", "--force").returncode == 0
     assert len(read_index(tmp_path / "index.parquet")) == 5
@@ -80,11 +81,12 @@ def test_broken_images_cost_a_sentence_each(lare2_rt, photos, tmp_path):
         (photos / "closed").chmod(0o700)
     assert run.returncode == 1
     said = sentences(run)
-    assert said[0] == "closed: the folder cannot be listed: permission denied"
-    assert said[1] == "test/fake/flux/secret.png: no permission to read it; change its access rights"
-    assert said[2].startswith("train/real/cut.jpg: truncated or damaged image data")
-    assert said[3] == "train/real/empty.jpg: the file is empty; copy or download it again"
-    assert len(said) == 4
+    assert [line.partition(":")[0] for line in said] == [
+        "closed",
+        "test/fake/flux/secret.png",
+        "train/real/cut.jpg",
+        "train/real/empty.jpg",
+    ]
     report = json.loads(run.stdout)
     assert report["not_decodable"] == 3
     assert [item["path"] for item in report["failed"]] == [line.partition(":")[0] for line in said]
@@ -144,12 +146,12 @@ def test_generators_may_be_called_anything(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere",), "nowhere does not exist; check the path"),
-        (("empty",), "; check the path, or give a list of images with their labels"),
+        (("nowhere",), "check the path"),
+        (("empty",), "check the path, or give a list of images with their labels"),
         (("list.txt",), "list.txt line 2: the label is 'maybe'"),
         (("set", "--layout", "list"), "give a file with lines 'PATH LABEL'"),
-        (("set", "--out", "missing/i.parquet"), "the folder missing does not exist; create it first"),
-        (("set", "--out", "empty"), "empty is a folder; name a file"),
+        (("set", "--out", "missing/i.parquet"), "create it first"),
+        (("set", "--out", "empty"), "name a file"),
     ],
 )
 def test_what_cannot_be_indexed(command, photos, tmp_path, arguments, words):
@@ -163,25 +165,23 @@ def test_what_cannot_be_indexed(command, photos, tmp_path, arguments, words):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_without_pyarrow_nothing_is_read_in_vain(photos, tmp_path):
-    code = (
-        "import sys; sys.modules['pyarrow'] = None; from lare2_rt.tools.datasets import facts; facts.measure = None\n"
-        "from lare2_rt.cli import main; sys.argv[0] = 'lare2-rt'; main()"
-    )
-    command = [sys.executable, "-c", code, "index", "set"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_without_pyarrow_nothing_is_read_in_vain(command, photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(facts, "_measured", None)
+    run = command("index", "set")
     assert (run.returncode, run.stdout) == (2, "")
     (sentence,) = sentences(run)
-    assert sentence.endswith("is not installed: pip install 'lare2-rt[data]'")
+    assert sentence.endswith("pip install pyarrow")
 
 
 def test_killed_and_interrupted(photos, tmp_path):
     """Nothing half written is left under the index's name, and what was measured is not measured again."""
     before = snapshot(tmp_path)
     code = (
-        "import sys, time; from lare2_rt.tools.datasets import facts; real = facts.measure\n"
-        "def measure(path):\n    print(path, flush=True, file=sys.stdout); time.sleep(0.1); return real(path)\n"
-        "facts.measure, facts._SETTLED = measure, -1.0\n"
+        "import sys, time; from lare2_rt.tools.datasets import facts; real = facts._measured\n"
+        "def measured(path, read):\n"
+        "    print(path, flush=True, file=sys.stdout); time.sleep(0.1); return real(path, read)\n"
+        "facts._measured, facts._SETTLED = measured, -1.0\n"
         "from lare2_rt.cli import main; sys.argv[0] = 'lare2-rt'; main()"
     )
     command = [sys.executable, "-c", code, "index", "set", "--threads", "1"]

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -16,9 +15,9 @@ from PIL import Image
 from lare2_rt import ImageError, UsageError
 from lare2_rt.bundle.manifest import Manifest
 from lare2_rt.detection import DecisionRule
+from lare2_rt.host.text import parse_amount
 from lare2_rt.pixels.decode import open_image
 from lare2_rt.pixels.heif import is_heif
-from lare2_rt.pixels.limits import parse_amount
 from lare2_rt.tools.inputs import expand, expand_names, read_list
 from tests.conftest import ROOT
 from tests.helpers import damage
@@ -112,11 +111,11 @@ class TestLists:
         code, out, _ = command("infer", "--list", tmp_path / "z", "--null", "--format", "jsonl")
         assert (code, [json.loads(line)["source"] for line in out.splitlines()]) == (0, names)
         for arguments, words in (
-            (["--list", "nowhere"], "the list nowhere cannot be read: no such file"),
-            (["--list", tmp_path], "cannot be read: is a directory"),
+            (["--list", "nowhere"], "nowhere"),
+            (["--list", tmp_path], "is a directory"),
             (["a.png", "--null"], "add --list FILE"),
-            (["-", "--list", "-"], "can be read once only"),
-            ([], "Missing argument"),
+            (["-", "--list", "-"], "put the other images into files"),
+            ([], "--list FILE"),
         ):
             code, _, said = command("infer", *arguments)
             assert (code, len(said.splitlines())) == (2, 1)
@@ -124,45 +123,45 @@ class TestLists:
 
 
 class TestStandardInput:
-    @pytest.fixture
-    def piped(self, lare2_rt):
-        return lambda content, *arguments: lare2_rt("infer", *arguments, input=content, text=False)
-
-    def test_one_image(self, piped, rocket, tmp_path):
-        run = piped(rocket.read_bytes(), "-", rocket, "--format", "jsonl")
-        first, second = map(json.loads, run.stdout.splitlines())
+    def test_one_image(self, command, rocket):
+        _, out, _ = command("infer", "-", rocket, "--format", "jsonl", stdin=rocket.read_bytes())
+        first, second = map(json.loads, out.splitlines())
         assert (first["source"], second["source"]) == ("<stdin>", str(rocket))
         assert first["logits"] == second["logits"]
 
-    def test_a_list(self, piped, rocket):
-        for content, more in ((f"{rocket}\n", ()), (f"{rocket}\0", ("--null",))):
-            run = piped(content.encode(), "--list", "-", *more, "--format", "jsonl")
-            assert json.loads(run.stdout)["source"] == str(rocket)
+    def test_between_others(self, command, fake, small):
+        _, out, _ = command("infer", *small[:2], "-", small[0], "--format", "jsonl", stdin=small[3].read_bytes())
+        names = [*map(str, small[:2]), "<stdin>", str(small[0])]
+        assert [json.loads(line)["source"] for line in out.splitlines()] == names
 
-    def test_refusals(self, piped, lare2_rt):
-        run = piped(b"", "-")
-        assert run.returncode == 1
-        assert b"<stdin>: the file is empty" in run.stderr
-        run = piped(bytes(3000), "-", "--max-bytes", "2k")
-        assert b"<stdin>: the file has more than 2000 bytes" in run.stderr
-        run = piped(b"x", "-", "--resume", "--out", "r.jsonl")
-        assert run.returncode == 2
-        assert b"give the image as a file" in run.stderr
+    def test_a_list(self, command, fake, small):
+        for content, more in ((f"{small[0]}\n", ()), (f"{small[0]}\0", ("--null",))):
+            _, out, _ = command("infer", "--list", "-", *more, "--format", "jsonl", stdin=content.encode())
+            assert json.loads(out)["source"] == str(small[0])
 
-    def test_a_terminal(self, tmp_path):
+    def test_refusals(self, command, fake):
+        for content, more in ((b"", ()), (bytes(3000), ("--max-bytes", "2k"))):
+            code, _, err = command("infer", "-", *more, stdin=content)
+            (sentence,) = sentences(err)
+            assert (code, sentence.partition(":")[0]) == (1, "<stdin>")
+            assert ("2000 bytes" in sentence) == bool(more)
+        code, _, err = command("infer", "-", "--resume", "--out", "r.jsonl", stdin=b"x")
+        assert code == 2
+        assert "give the image as a file" in err
+
+    def test_a_terminal(self, command, monkeypatch):
         pty = pytest.importorskip("pty")
         leader, follower = pty.openpty()
-        run = subprocess.run(
-            [sys.executable, "-m", "lare2_rt", "infer", "-"],
-            stdin=follower,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with os.fdopen(follower) as terminal:
+            monkeypatch.setattr(sys, "stdin", terminal)
+            code, _, err = command("infer", "-")
         os.close(leader)
-        os.close(follower)
-        assert run.returncode == 2
-        assert "is a terminal" in run.stderr
+        assert code == 2
+        assert "is a terminal" in err
+
+    def test_closed(self, command, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", None)
+        assert command("infer", "-")[0] == 2
 
 
 class TestHeic:
@@ -186,22 +185,23 @@ class TestHeic:
 
     def test_without_the_extra(self, content, monkeypatch, command, fake, tmp_path):
         monkeypatch.setitem(sys.modules, "pillow_heif", None)
-        with pytest.raises(ImageError, match=re.escape("pip install 'lare2-rt[heic]'")):
+        with pytest.raises(ImageError) as raised:
             open_image(content)
+        assert "pip install pillow-heif" in raised.value.remedy
         picture(tmp_path / "here/album/a.png")
         (tmp_path / "here/album/b.heic").write_bytes(content)
         code, _, said = command("infer", "album", "--no-isolate")
         assert code == 1
-        assert sentences(said) == [
-            "album/b.heic: HEIC needs an extra package: pip install 'lare2-rt[heic]', or convert it to JPEG"
-        ]
+        (sentence,) = sentences(said)
+        assert sentence == f"album/b.heic: {raised.value}"
 
     def test_broken_extra(self, content, tmp_path, monkeypatch):
         (tmp_path / "pillow_heif.py").write_text("raise OSError('libheif.so.1')")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "pillow_heif")
-        with pytest.raises(ImageError, match=r"cannot be used \(libheif.so.1\): pip install --force-reinstall"):
+        with pytest.raises(ImageError, match=r"libheif\.so\.1") as raised:
             open_image(content)
+        assert raised.value.remedy.startswith("pip install --force-reinstall")
 
 
 class TestEnd:
@@ -226,7 +226,7 @@ class TestEnd:
         code, out, said = command("infer", ".", "--fail-fast", "--format", "jsonl")
         assert code == 1
         assert [json.loads(line)["source"] for line in out.splitlines()] == ["./0.png", "./1.png", "./2.png"]
-        assert "stopped after 3 of 5 images: --fail-fast was given" in said
+        assert "3 of 5 images: --fail-fast" in said
         assert command("infer", ".", "--fail-fast", "--out", "r.jsonl")[0] == 1
         assert (tmp_path / "here/r.jsonl.partial").exists()
         assert command("infer", "0.png", "--fail-fast")[0] == 0
@@ -241,15 +241,16 @@ class TestEnd:
         arguments = ("--fail-on", "generated", "--threshold", "0.5", "--bundle", str(untrained))
         code, out, said = command("infer", ".", *arguments)
         assert (code, out) == (2, "")
-        assert "would let every image pass" in said
+        assert "choose another bundle" in said
+        assert fake.calls == 0
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--max-pixels", "many"], "--max-pixels is 'many', which is no amount"),
-            (["--max-pixels", "0"], "the limit of pixels must lie between 1 and"),
+            (["--max-pixels", "many"], "--max-pixels is 'many'"),
+            (["--max-pixels", "0"], "pixels must lie between 1 and"),
             (["--max-bytes", "-1"], "--max-bytes is '-1'"),
-            (["--max-seconds", "0"], "the limit of seconds must lie between"),
+            (["--max-seconds", "0"], "seconds must lie between"),
             (["--max-seconds", "5", "--no-isolate"], "leave --no-isolate out"),
             (["--max-pixels", "500M", "--no-isolate"], "leave --no-isolate out"),
         ],
@@ -292,8 +293,8 @@ def test_ten_thousand_files(tmp_path, form, more):
     for name in names:
         Image.fromarray(generator.integers(0, 256, (24, 24, 3), np.uint8)).save(folder / name)
     target = tmp_path / f"r.{form}"
-    line = [sys.executable, str(ROOT / "tests/infer_child.py"), "0", "infer", str(folder), "--out", str(target)]
-    child = subprocess.Popen([*line, "--resume", *more], env=environment(ROOT / "tests"))
+    line = [sys.executable, "-m", "tests.helpers.infer_child", "0", "infer", str(folder), "--out", str(target)]
+    child = subprocess.Popen([*line, "--resume", *more], env=environment(ROOT))
     partial, size, samples = tmp_path / f"r.{form}.partial", 0, []
     while child.poll() is None:
         try:

@@ -114,7 +114,7 @@ class TestInterrupted:
         assert len(records(Path("r.json.partial" if cut_short else "r.json"))) == (3 if cut_short else 6)
         assert len(listing(Path())) == 1
 
-    @pytest.mark.parametrize("where", ["lare2_rt.cli.infer.InferOptions", "lare2_rt.detector.Detector.load"])
+    @pytest.mark.parametrize("where", ["lare2_rt.host.command_line.output_errors", "lare2_rt.detector.Detector.load"])
     def test_while_loading(self, command, small, monkeypatch, number, where):
         """Also before our own code has begun, where typer would say 'Aborted' and exit with 1."""
 

@@ -1,6 +1,7 @@
 """Decoding in processes: the same bits, and a decoder that crashes, hangs or is killed costs one file."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -13,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lare2_rt import Detector, EngineError, ImageError, UsageError
+from lare2_rt import Detector, EngineError, ImageError, UsageError, build_index, open_bundle, open_features, write_index
+from lare2_rt.pixels.ahead import Cancellation
 from lare2_rt.pixels.limits import MAX_PIXELS, Limits
 from lare2_rt.pixels.policy import Preprocessing
-from lare2_rt.pixels.pool import Errand, IsolatedDecoder
-from lare2_rt.pixels.preprocess import preprocess
-from lare2_rt.pixels.worker import DecodeTask
+from lare2_rt.pixels.pool import IsolatedDecoder, Worker
+from lare2_rt.pixels.preprocess import DecodeTask, preprocess
 from tests.conftest import ROOT
 from tests.helpers import damage
 from tests.helpers.processes import environment
@@ -43,7 +44,8 @@ PngImagePlugin.PngImageFile.load = load
 """
 REFUSED = {
     13: "its decoder crashed (SIGSEGV); the file is damaged or means harm: open and save it with another program",
-    17: "decoding took more than 1 seconds and was stopped; convert it, or allow more with --max-seconds",
+    17: "decoding took more than 1 seconds and was stopped; convert it to another format, or allow more with 'lare2-rt "
+    "infer --max-seconds'",
     19: "its decoder crashed (code 7); the file is damaged or means harm: open and save it with another program",
     23: "its decoder was killed, most likely for want of memory; scale it down or free some memory",
     29: "too little memory to decode it; scale it down first",
@@ -77,12 +79,21 @@ def wait_for(condition, seconds=10):
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(SITE)
-    for name, value in environment(folder).items():
-        monkeypatch.setenv(name, value)
+def plant(tmp_path, monkeypatch):
+    """From the call on, decoders in other processes are broken; those in this one are not."""
+
+    def planted():
+        folder = tmp_path / "site"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(SITE)
+        monkeypatch.setenv("PYTHONPATH", environment(folder)["PYTHONPATH"])
+
+    return planted
+
+
+@pytest.fixture
+def site(plant):
+    plant()
 
 
 @pytest.fixture
@@ -175,6 +186,73 @@ def test_whole_command(site, sized, lare2_rt):
     assert len(run.stdout.splitlines()) == 5
 
 
+@pytest.fixture
+def labelled(tmp_path):
+    """A folder with 13 real and 13 generated pictures, one of which crashes a planted decoder, and its list."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    lines = []
+    for side in range(5, 31):
+        if side not in (17, 19, 23, 29):
+            Image.new("RGB", (side, side), (4 * side + 120 * (side % 2),) * 3).save(folder / f"{side}.png")
+            lines.append(f"{side}.png {side % 2}\n")
+    (folder / "list.txt").write_text("".join(lines))
+    return folder
+
+
+CRASHED = "its decoder crashed (SIGSEGV)"
+
+
+def test_index_and_extraction_of_a_folder(plant, labelled, fake, command, tmp_path):
+    plant()
+    code, _, err = command("index", labelled / "list.txt", "--out", tmp_path / "index.parquet")
+    assert f"13.png: {CRASHED}" in err
+    code, _, err = command("extract", labelled, "--out", tmp_path / "features")
+    assert code == 1
+    assert f"13.png: {CRASHED}" in err
+    assert len(open_features(tmp_path / "features")) == 21
+
+
+@pytest.mark.parametrize("name", ["extract", "evaluate", "calibrate"])
+def test_a_crash_costs_one_image_of_a_long_run(plant, labelled, fake, command, tmp_path, name):
+    """The index was made where the file could be read, by another version of the decoder for instance."""
+    write_index(tmp_path / "index.parquet", build_index(labelled / "list.txt").index)
+    plant()
+    options = {
+        "extract": ["--out", "features"],
+        "evaluate": ["--split", "all", "--resamples", "5", "--corrupt", "half"],
+        "calibrate": ["--split", "all", "--out", "calibrated", "--fpr", "0.2"],
+    }[name]
+    code, _, err = command(name, tmp_path / "index.parquet", *options)
+    told = [line for line in err.splitlines() if CRASHED in line]
+    assert (code, len(told)) == (1, 2 if name == "evaluate" else 1), err
+    assert all(f"13.png: {CRASHED}; " in line for line in told)
+    if name == "extract":
+        assert len(open_features(Path("features"))) == 21
+    elif name == "evaluate":
+        (model,) = json.loads(Path("evaluation/evaluation.json").read_text())["models"]
+        assert [len(condition["failures"]) for condition in model["conditions"]] == [1, 1]
+    else:
+        assert open_bundle("calibrated").manifest.decision.calibration == "calibrated"
+
+
+def test_an_interrupted_answer_is_not_taken_for_the_next(sized, monkeypatch):
+    decoder, (first, second) = isolated(), sized(8, 9)
+    try:
+        expected = decoder.decode(second)
+        with monkeypatch.context() as patch:
+            patch.setattr(Worker, "_read", lambda self: _raise(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                decoder.decode(first)
+        assert same(decoder.decode(second), expected)
+    finally:
+        decoder.close()
+
+
+def _raise(error):
+    raise error
+
+
 def test_abandoning_a_stuck_decoder_takes_no_time(site, sized, fake, embedded):
     files = sized(8, 17, 17, 9)
     with Detector.load(embedded, isolate=True) as detector:
@@ -186,16 +264,16 @@ def test_abandoning_a_stuck_decoder_takes_no_time(site, sized, fake, embedded):
         assert detector.detect(files[3]).ok
 
 
-def test_what_nobody_waits_for_is_not_begun(site, sized):
-    """Also by a process that was not running when the interest was lost, and would be started by the file."""
-    files, errand = sized(17, 8), Errand()
+def test_what_was_cancelled_is_not_begun(site, sized):
+    """Also by a process that was not running then, and would be started by the file."""
+    files, cancellation = sized(17, 8), Cancellation()
     decoder = IsolatedDecoder(task(), processes=2)
     try:
-        errand.stop()
+        cancellation.cancel()
         begin = time.monotonic()
         for _ in range(3):  # the second process as well
-            with pytest.raises(ImageError, match="nobody waits"):
-                decoder.decode(files[0], errand=errand)
+            with pytest.raises(ImageError, match="was cancelled"):
+                decoder.decode(files[0], cancellation=cancellation)
         assert time.monotonic() - begin < 30  # the file keeps a decoder for its 60 seconds
         assert decoder.decode(files[1]).image.shape == (64, 64, 3)
     finally:
@@ -205,7 +283,7 @@ def test_what_nobody_waits_for_is_not_begun(site, sized):
 def test_closing_ends_the_processes(fake, embedded, sized):
     detector = Detector.load(embedded, isolate=True)
     assert [result.ok for result in detector.detect_many(sized(8, 9, 10))] == [True] * 3
-    pids = [worker._process.pid for worker in detector._isolated._workers if worker._process is not None]
+    pids = [worker._child.process.pid for worker in detector._decoder._processes._workers if worker._child is not None]
     assert pids
     assert all(map(alive, pids))
     detector.close()
@@ -217,11 +295,11 @@ def test_a_process_that_was_ended_in_its_sleep_is_replaced(sized):
     decoder, (path,) = isolated(), sized(8)
     try:
         first = decoder.decode(path)
-        pid = decoder._workers[0]._process.pid
+        pid = decoder._workers[0]._child.process.pid
         os.kill(pid, signal.SIGKILL)
-        assert wait_for(lambda: decoder._workers[0]._process.poll() is not None)
+        assert wait_for(lambda: decoder._workers[0]._child.process.poll() is not None)
         assert same(decoder.decode(path), first)
-        assert decoder._workers[0]._process.pid != pid
+        assert decoder._workers[0]._child.process.pid != pid
     finally:
         decoder.close()
 
@@ -232,20 +310,20 @@ def test_no_process_survives_its_parent(site, sized, side):
     (path,) = sized(side)
     code = (
         "import sys, threading, time\n"
-        "from test_isolated import isolated, task\n"
+        "from tests.runtime.test_isolated import isolated, task\n"
         "decoder = isolated(max_seconds=1)\n"
         "decoder._workers[0]._make_ready()\n"
         "decoder._workers[0]._task = task(max_seconds=90)  # this side has all the time in the world\n"
         "threading.Thread(target=decoder.decode, args=(sys.argv[1],), daemon=True).start()\n"
         "time.sleep(0.5)\n"
-        "print(decoder._workers[0]._process.pid, flush=True)\n"
+        "print(decoder._workers[0]._child.process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code, str(path)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ["PYTHONPATH"]])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])},
     )
     pid = int(parent.stdout.readline())
     assert alive(pid)
@@ -276,8 +354,11 @@ def test_limits(sized, fake, embedded):
                 for source in (path, path.read_bytes()):
                     with pytest.raises(ImageError, match=words):
                         detector.detect(source)
-    with pytest.raises(UsageError, match="in processes of their own only"):
-        Detector.load(embedded, limits=Limits(max_pixels=MAX_PIXELS + 1))
+    for limits in (Limits(max_pixels=MAX_PIXELS + 1), Limits(max_seconds=5)):
+        with pytest.raises(UsageError) as refused:
+            Detector.load(embedded, limits=limits)
+        assert "isolate=True" in refused.value.remedy
+        Detector.load(embedded, limits=limits, isolate=True).close()
     for wrong in ({"max_pixels": 0}, {"max_bytes": -1}, {"max_seconds": 0}, {"max_seconds": float("nan")}):
         with pytest.raises(UsageError, match="must lie between"):
             Limits(**wrong)

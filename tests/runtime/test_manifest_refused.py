@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from lare2_rt import Detector
-from lare2_rt.bundle.manifest import parse
-from lare2_rt.bundle.opening import open_bundle
+from lare2_rt.bundle.opening import open_bundle, parse
 from lare2_rt.errors import BundleError
 from tests.helpers.tampering import GRAPH, read_manifest, refused, reseal
 

@@ -5,8 +5,7 @@ import time
 import onnx
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from onnx import TensorProto, helper
 
 from lare2_rt.bundle.onnx_audit import MAX_BYTES, audit_onnx, read_facts

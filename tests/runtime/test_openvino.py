@@ -11,10 +11,10 @@ import pytest
 
 from lare2_rt import Detector, EngineError
 from lare2_rt.bundle.opening import open_bundle
+from lare2_rt.engines import registry
 from lare2_rt.engines.cache.cache import CompiledCache
 from lare2_rt.engines.contract import EngineOptions
-from lare2_rt.engines.openvino import engine as adapter
-from lare2_rt.engines.openvino import library as openvino_library
+from lare2_rt.engines.openvino import engine as adapter, library as openvino_library
 from lare2_rt.engines.openvino.engine import OpenVinoEngine
 from lare2_rt.engines.openvino.library import component_of_model, import_openvino
 from lare2_rt.engines.selection import load_engine
@@ -40,13 +40,13 @@ def bundle(embedded):
 @pytest.fixture
 def models(monkeypatch):
     """The compiled models that are loaded from now on."""
-    loaded, real = [], adapter._load
+    loaded, real = [], OpenVinoEngine.model
 
-    def load(*arguments, **options):
-        loaded.append(real(*arguments, **options))
+    def model(*arguments):
+        loaded.append(real(*arguments))
         return loaded[-1]
 
-    monkeypatch.setattr(adapter, "_load", load)
+    monkeypatch.setattr(OpenVinoEngine, "model", model)
     return loaded
 
 
@@ -81,7 +81,7 @@ def test_more_threads_than_processors_are_told(bundle):
 
 def test_another_precision_is_refused(bundle, monkeypatch):
     """In the options, and where the library would choose it by itself in spite of the setting."""
-    assert "fp32 here, not in fp16" in ENGINE.why_not(bundle, EngineOptions(threads=1, precision="fp16"))
+    assert "--precision" in ENGINE.why_not(bundle, EngineOptions(threads=1, precision="fp16")).remedy
     kind, half = import_openvino().CompiledModel, import_openvino().Type.bf16
     real = kind.get_property
     monkeypatch.setattr(
@@ -119,9 +119,9 @@ def test_weights_inside_the_graph(bundle, tmp_path):
     for source, chosen in ((bundle, variant), (inner, whole)):
         folder = tmp_path / f"entry{len(results)}"
         folder.mkdir()
-        adapter._compile(source, chosen, folder)
+        ENGINE.make(source, chosen, folder)
         entry = type("Entry", (), {"folder": folder})
-        loaded = adapter._load(core, source, chosen, entry, threads=1)
+        loaded = ENGINE.model(core, source, chosen, entry, 1)
         results.append(component_of_model(chosen, loaded)(inputs))
     for name in results[0]:
         assert np.array_equal(results[0][name], results[1][name])
@@ -132,12 +132,10 @@ def test_weights_inside_the_graph(bundle, tmp_path):
 def test_a_cached_model_that_cannot_be_loaded_is_removed(bundle, tmp_path, monkeypatch):
     """For instance one that another build of the same version wrote."""
     monkeypatch.setattr(
-        adapter, "_compile", lambda bundle, variant, folder: (folder / "model.blob").write_bytes(b"no model at all")
+        OpenVinoEngine, "make", lambda self, bundle, variant, folder: (folder / "model.blob").write_bytes(b"no model")
     )
     options = EngineOptions(threads=1, batch=1, cache=tmp_path)
-    with pytest.raises(
-        EngineError, match=r"cannot load what it compiled from vae_encoder\S* \(.*removed from the cache"
-    ):
+    with pytest.raises(EngineError, match=r"cannot load what it made of vae_encoder\S* \(.*removed from the cache"):
         load_engine(ENGINE, bundle, options)
     assert "vae_encoder" not in {entry.label.split()[1] for entry in CompiledCache(tmp_path).entries()}
 
@@ -149,7 +147,7 @@ def test_a_graph_that_does_not_compile(bundle, bundle_copy):
     with pytest.raises(
         EngineError, match=r"cannot compile egre\S*\.onnx with openvino: .+; update openvino, or"
     ) as told:
-        adapter._compile(replace(bundle, path=bundle_copy), variant, bundle_copy)
+        ENGINE.make(replace(bundle, path=bundle_copy), variant, bundle_copy)
     assert "\n" not in str(told.value)
     assert "Exception from" not in str(told.value)
 
@@ -181,8 +179,10 @@ def test_nothing_is_reported(embedded, tmp_path):
     (tmp_path / "hook/sitecustomize.py").write_text(HOOK)
     watched = environment(tmp_path / "hook", HOME=home, WATCHED=tmp_path / "log", LARE2_CACHE=tmp_path / "cache")
     code = (
-        "import sys; from lare2_rt.bundle.opening import open_bundle; from lare2_rt.engines.contract import EngineOptions\n"
+        "import sys; from lare2_rt.bundle.opening import open_bundle\n"
+        "from lare2_rt.engines.contract import EngineOptions\n"
         "from lare2_rt.engines.openvino.engine import OpenVinoEngine\n"
+        "from lare2_rt.engines.selection import load_engine\n"
         "load_engine(OpenVinoEngine(), open_bundle(sys.argv[1]), EngineOptions(threads=1)).close()"
     )
     subprocess.run([sys.executable, "-c", code, embedded], env=watched, check=True)
@@ -215,18 +215,19 @@ def test_broken_installation(embedded, monkeypatch):
 
 
 def test_not_installed(embedded, monkeypatch):
-    monkeypatch.setattr(adapter, "installed_version", lambda name: None)
-    with pytest.raises(EngineError, match=r"openvino is not installed: pip install 'lare2-rt\[openvino\]'"):
+    monkeypatch.setattr(registry, "installed_version", lambda name: None)
+    with pytest.raises(EngineError, match="openvino is not installed") as told:
         Detector.load(embedded, engine="openvino")
+    assert told.value.remedy == "pip install 'openvino>=2025.4'"
 
 
 def test_a_compiler_that_is_killed(bundle, tmp_path, monkeypatch):
     """As the system does when memory runs out."""
-    script = tmp_path / "killed.py"
-    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    (tmp_path / "killed.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setenv("PYTHONPATH", environment(tmp_path)["PYTHONPATH"])
     real = adapter.run_script
-    monkeypatch.setattr(adapter, "run_script", lambda name, *rest, **options: real(script, *rest, **options))
-    with pytest.raises(EngineError, match="stopped by SIGKILL; it may need more memory than there is; update openvino"):
+    monkeypatch.setattr(adapter, "run_script", lambda module, *rest, **options: real("killed", *rest, **options))
+    with pytest.raises(EngineError, match=r"stopped by SIGKILL, .* more memory than there is; update openvino"):
         load_engine(ENGINE, bundle, EngineOptions(threads=1, batch=1, cache=tmp_path / "cache"))
     assert list((tmp_path / "cache/compiled").iterdir()) == []
     shutil.rmtree(tmp_path / "cache")
@@ -236,9 +237,10 @@ def test_a_signal_after_closing_is_harmless(embedded, tmp_path):
     """The plugin's own stack for signal handlers must not go while a thread still has it."""
     code = """
 import faulthandler, gc, signal, sys, threading
-from lare2_rt.bundle import open_bundle
-from lare2_rt.engines import EngineOptions, load_engine
-from lare2_rt.engines.openvino import OpenVinoEngine
+from lare2_rt.bundle.opening import open_bundle
+from lare2_rt.engines.contract import EngineOptions
+from lare2_rt.engines.openvino.engine import OpenVinoEngine
+from lare2_rt.engines.selection import load_engine
 
 faulthandler.enable()  # has a stack too, which is too small for the plugin
 bundle = open_bundle(sys.argv[1])

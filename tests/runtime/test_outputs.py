@@ -4,8 +4,6 @@ import errno
 import os
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,8 @@ class TestOut:
         Path("r.json").mkdir()
         code, out, err = command("infer", *small, "--out", "r.json", *arguments)
         assert (code, out) == (2, "")
-        assert sentences(err) == ["r.json is a folder; name a file, for instance r.json/results.jsonl"]
+        (sentence,) = sentences(err)
+        assert "r.json/results.jsonl" in sentence
         assert fake.calls == 0
         assert listing(Path()) == ["r.json"]
         assert listing(Path("r.json")) == []
@@ -31,7 +30,8 @@ class TestOut:
         make(Path("r.json"))
         code, out, err = command("infer", *small, "--out", "r.json")
         assert (code, out) == (2, "")
-        assert sentences(err) == ["r.json exists already; choose another name or pass --force to replace it"]
+        (sentence,) = sentences(err)
+        assert "--force" in sentence
         assert fake.calls == 0
         assert listing(Path()) == ["r.json"]
 
@@ -40,7 +40,7 @@ class TestOut:
         os.mkfifo("r.json")
         code, out, err = command("infer", *small, "--out", "r.json", "--force")
         assert (code, out) == (2, "")
-        assert sentences(err) == ["r.json is not a regular file; name another one"]
+        assert len(sentences(err)) == 1
         assert Path("r.json").is_fifo()
 
     @pytest.mark.parametrize("form", FORMATS)
@@ -56,9 +56,8 @@ class TestOut:
         code, out, err = command("infer", *small, "--out", f"r.{form}")
         ours = f"r.{form}.{len(taken)}"
         assert (code, out) == (1, "")
-        assert sentences(err) == [
-            f"r.{form} appeared in the meantime and was not replaced; the results are in {ours}, rename it as you like"
-        ]
+        (sentence,) = sentences(err)
+        assert f"the results are in {ours}," in sentence
         assert all(Path(name).read_text() == "theirs" for name in names)
         assert len(records(Path(ours))) == 6
         assert listing(Path()) == [*names, ours]
@@ -106,7 +105,8 @@ class TestOut:
         (folder / "locked").mkdir(mode=0o555)
         done = run("infer", "ok.png", "--out", "locked/r.json")
         assert (done.returncode, done.stdout) == (2, "")
-        assert sentences(done.stderr) == ["the folder locked is not writable; choose another place for r.json"]
+        (sentence,) = sentences(done.stderr)
+        assert "choose another place for r.json" in sentence
         assert listing(folder / "locked") == []
 
 
@@ -117,7 +117,8 @@ class TestDisk:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
         (tmp_path / "r.jsonl").write_text("precious")
-        environment = {**os.environ, "LARE2_CACHE": str(tmp_path / "cache")}
+        # Python would keep what it compiles cut off at the limit, for every later process.
+        environment = {**os.environ, "LARE2_CACHE": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
         run = lare2_rt("infer", *small, "--out", "r.jsonl", "--force", preexec_fn=limit, env=environment)
         assert run.returncode == 1
         (sentence,) = sentences(run.stderr)
@@ -188,24 +189,14 @@ class TestDisk:
         [("infer", "{image}", "--format", "jsonl"), ("infer", "{image}"), ("inspect", "--format", "json"), ("--help",)],
         ids=" ".join,
     )
-    def test_full_standard_output(self, lare2_rt_full, small, arguments):
-        run = lare2_rt_full(*(argument.format(image=small[0]) for argument in arguments))
-        assert run.returncode == (1 if arguments[0] == "infer" else 2)
-        (sentence,) = sentences(run.stderr)
+    def test_full_standard_output(self, command, fake, small, arguments):
+        """Buffered, as users have it: the disk may be full as late as when the command flushes the stream."""
+        arguments = [argument.format(image=small[0]) for argument in arguments]
+        with Path("/dev/full").open("w") as full:
+            code, _, err = command(*arguments, stdout=full)
+        assert code == (1 if arguments[0] == "infer" else 2)
+        (sentence,) = sentences(err)
         assert "no space left on device; free some space" in sentence
-
-    @pytest.fixture
-    def lare2_rt_full(self, tmp_path):
-        """The command with a full disk as its standard output; buffered, as users have it."""
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-
-        def run(*arguments):
-            command = [sys.executable, "-m", "lare2_rt", *arguments]
-            options = {"cwd": tmp_path, "env": environment, "text": True, "check": False, "stderr": subprocess.PIPE}
-            with Path("/dev/full").open("w") as full:
-                return subprocess.run(command, stdout=full, **options)
-
-        return run
 
 
 def _break(patch, step, error):

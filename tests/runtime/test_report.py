@@ -12,10 +12,9 @@ import pytest
 from lare2_rt.detection import DecisionRule
 from lare2_rt.host.text import printable
 from lare2_rt.tools.evidence import report as report_module
-from lare2_rt.tools.evidence.histogram import BINS, Histogram
+from lare2_rt.tools.evidence.panel import MOST, MostLikely
 from lare2_rt.tools.evidence.record import evidence_of
-from lare2_rt.tools.evidence.report import Report
-from lare2_rt.tools.evidence.thumbnails import MOST, MostLikely
+from lare2_rt.tools.evidence.report import BINS, Histogram, Report
 from tests.helpers.report_pages import CALIBRATED, HOSTILE, SCALES, add, facts, filled, page_of, result
 
 VOID = {"meta", "link", "input", "img", "br", "hr", "path", "rect"}

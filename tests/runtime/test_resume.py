@@ -15,18 +15,18 @@ import pytest
 from PIL import Image
 
 from lare2_rt.bundle.manifest import Manifest
+from lare2_rt.columns import csv_columns
 from lare2_rt.detection import DecisionRule
 from lare2_rt.host.locks import acquire
 from lare2_rt.results.parquet import read_records
 from lare2_rt.results.partial import read_earlier
-from lare2_rt.results.writers import CSV_COLUMNS
 from tests.conftest import ROOT
 from tests.helpers.commands import listing
 from tests.helpers.processes import environment
 
 FORMATS = ("jsonl", "csv", "parquet")
 SIZE = {"jsonl": 38_000, "csv": 9_000}  # bytes, about, of all forty results
-CHILD = ROOT / "tests/infer_child.py"
+CHILD = ROOT / "tests/helpers/infer_child.py"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def arguments(pictures, target, *more):
 
 def start(pictures, target, *more, pause=0.0):
     line = [sys.executable, str(CHILD), str(pause), *arguments(pictures, target, *more)]
-    return subprocess.Popen(line, env=environment(ROOT / "tests"), stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(line, env=environment(ROOT), stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -268,9 +268,60 @@ def test_damage_in_the_midst_is_named(tmp_path):
     from lare2_rt import UsageError
 
     path = tmp_path / "r.csv"
-    path.write_text(",".join(CSV_COLUMNS) + "\n" + "x,y\n" + "cut")
-    with pytest.raises(UsageError, match=r"line 2 of .* is no result of lare2-rt; mend or remove it"):
+    path.write_text(",".join(csv_columns()) + "\n" + "x,y\n" + "cut")
+    with pytest.raises(UsageError, match=r"line 2 of .*r\.csv") as caught:
         read_earlier(path, "csv")
+    assert caught.value.remedy
+
+
+def without(path, *names, reverse=False):
+    """Make a CSV file one of a version that had fewer columns, or another order."""
+    found = list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
+    kept = [name for name in csv_columns() if name not in names][:: -1 if reverse else 1]
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, kept, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("names", [("note",), ("real_below", "generated_from", "crops", "note"), ()])
+def test_an_older_csv_goes_on_in_its_own_columns(command, fake, pictures, tmp_path, names, reverse):
+    target, partial = tmp_path / "r.csv", tmp_path / "r.csv.partial"
+    line = ("infer", "--resume", "--out", target, "--threshold", "0.5")
+    some = [str(pictures / f"{i:02}.png") for i in range(5)]
+    assert command(*line, *some[:2])[0] == 0
+    without(target, *names, reverse=reverse)
+    before = target.read_bytes()
+    assert command(*line, *some[:4])[0] == 0
+    assert [row["source"] for row in rows(target)] == some[:4]
+    assert target.read_bytes().startswith(before)
+    partial.write_bytes(target.read_bytes()[:-10])  # killed
+    target.unlink()
+    assert command(*line, *some)[0] == 0
+    assert [row["source"] for row in rows(target)] == some
+    assert len({tuple(row) for row in rows(target)}) == 1
+
+
+def test_what_an_older_csv_names_is_checked(command, fake, pictures, tmp_path):
+    target, picture = tmp_path / "r.csv", str(pictures / "01.png")
+    line = ("infer", "--resume", "--out", target, "--threshold", "0.5")
+    assert command(*line, picture)[0] == 0
+    without(target, "note", "crops")
+    content = target.read_bytes()
+    for more in (("--threshold", "0.6"), ("--crops", "9")):  # no choice of windows: it was one
+        assert command(*line, picture, *more)[0] == 2
+        assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize("head", ["source,verdict", "source,verdict,error,new", "source,verdict,error,source"])
+def test_other_columns_are_refused(tmp_path, head):
+    from lare2_rt import UsageError
+
+    (tmp_path / "r.csv").write_text(head + "\n")
+    with pytest.raises(UsageError) as caught:
+        read_earlier(tmp_path / "r.csv", "csv")
+    assert caught.value.remedy
 
 
 def test_parquet_has_the_fields_of_the_record(whole, command, fake, pictures, tmp_path):
@@ -283,3 +334,22 @@ def test_parquet_has_the_fields_of_the_record(whole, command, fake, pictures, tm
         assert row[name] == record[name]
     assert pq.read_metadata(tmp_path / "r.parquet").num_rows == 1
     assert command("infer", pictures / "01.png", "--format", "parquet")[0] == 2
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_older_records_with_fewer_fields_go_on(command, fake, pictures, tmp_path, form):
+    target, some = tmp_path / f"r.{form}", [str(pictures / f"{i:02}.png") for i in range(3)]
+    line = ("infer", "--resume", "--out", target, "--threshold", "0.5")
+    assert command(*line, *some[:2])[0] == 0
+    if form == "parquet":
+        pq.write_table(pq.read_table(target).drop_columns(["crops", "windows"]), target)
+    else:
+        older = [{name: row[name] for name in row if name not in ("crops", "windows")} for row in rows(target)]
+        target.write_text("".join(json.dumps({**row, "timings_ms": {}}) + "\n" for row in older))
+    assert command(*line, *some, "--crops", "9")[0] == 2
+    assert command(*line, *some)[0] == 0
+    found = rows(target)
+    assert [row["source"] for row in found] == some
+    assert [row.get("crops") for row in found] == [None, None, 1]
+    assert command(*line, *some)[0] == 0
+    assert rows(target) == found

@@ -4,17 +4,16 @@ import csv
 import io
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from lare2_rt.cli import app
+from lare2_rt.columns import csv_columns
 from lare2_rt.detection import DecisionRule, Detection, Provenance, failed
+from lare2_rt.host import console
 from lare2_rt.results.parquet import read_records
-from lare2_rt.results.writers import CSV_COLUMNS
 from tests.conftest import ROOT
+from tests.helpers.commands import call
 
 SCHEMA = json.loads((ROOT / "docs/schema/detection-1.schema.json").read_text(encoding="utf-8"))
 PAGE = (ROOT / "docs/output.md").read_text(encoding="utf-8")
@@ -29,18 +28,25 @@ def wrong(record):
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory, rocket):
-    """Standard output of each format for a good, a damaged and a missing image."""
+def folder(tmp_path_factory, rocket):
     folder = tmp_path_factory.mktemp("schema")
     (folder / "good.jpg").write_bytes(rocket.read_bytes())
     (folder / "bad.jpg").write_bytes(rocket.read_bytes()[:5000])
-    texts = {}
-    for form, options in (("json", ["--threshold", "0.25"]), ("jsonl", []), ("csv", [])):
-        command = [sys.executable, "-m", "lare2_rt", "infer", "good.jpg", "bad.jpg", "no.jpg", "--format", form]
-        run = subprocess.run([*command, *options], cwd=folder, capture_output=True, text=True, check=False)
-        assert run.returncode == 1, run.stderr
-        texts[form] = run.stdout
-    return texts
+    return folder
+
+
+def infer(folder, *options):
+    """Standard output for a good, a damaged and a missing image."""
+    run = call("infer", "good.jpg", "bad.jpg", "no.jpg", *options, folder=folder)
+    assert run.returncode == 1, run.stderr
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def outputs(folder):
+    """Standard output of each format."""
+    options = {"json": ("--threshold", "0.25"), "jsonl": (), "csv": ()}
+    return {form: infer(folder, "--format", form, *more) for form, more in options.items()}
 
 
 def records(form, text):
@@ -58,13 +64,10 @@ def test_json_is_valid(outputs, form):
     assert {"decode", "total", "vae_encoder", "unet_step", "clip_backbone", "egre"} <= set(found[0]["timings_ms"])
 
 
-def test_parquet_is_valid(outputs, tmp_path, rocket):
+def test_parquet_is_valid(outputs, folder):
     """Read back, its records are those of JSON Lines, and the same schema holds."""
-    (tmp_path / "good.jpg").write_bytes(rocket.read_bytes())
-    (tmp_path / "bad.jpg").write_bytes(rocket.read_bytes()[:5000])
-    command = [sys.executable, "-m", "lare2_rt", "infer", "good.jpg", "bad.jpg", "no.jpg", "--out", "r.parquet"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 1
-    found = list(read_records(tmp_path / "r.parquet"))
+    infer(folder, "--out", "r.parquet")
+    found = list(read_records(folder / "r.parquet"))
     for record, other in zip(found, records("jsonl", outputs["jsonl"]), strict=True):
         check(record)
         assert record["timings_ms"].keys() == other["timings_ms"].keys()
@@ -73,7 +76,7 @@ def test_parquet_is_valid(outputs, tmp_path, rocket):
 
 def test_csv_carries_the_same_values(outputs):
     rows = list(csv.DictReader(io.StringIO(outputs["csv"], newline="")))
-    assert list(rows[0]) == list(CSV_COLUMNS)
+    assert list(rows[0]) == list(csv_columns())
     for row, record in zip(rows, records("jsonl", outputs["jsonl"]), strict=True):
         real, generated = record["logits"] or (None, None)
         expected = {
@@ -191,7 +194,7 @@ def documented(heading):
 
 def test_page_describes_every_field_and_column():
     assert documented("The record") == list(paths(SCHEMA))
-    assert documented("CSV") == list(CSV_COLUMNS)
+    assert documented("CSV") == list(csv_columns())
 
 
 def test_page_says_where_null_may_be():
@@ -208,9 +211,9 @@ def test_page_gives_the_exit_codes_of_the_command():
     rows = re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)
     assert list(map(int, rows)) == [
         0,
-        app.EXIT_FILES,
-        app.EXIT_USAGE,
-        app.EXIT_FOUND,
-        app.EXIT_INTERRUPTED,
-        app.EXIT_TERMINATED,
+        console.EXIT_FILES,
+        console.EXIT_USAGE,
+        console.EXIT_FOUND,
+        console.EXIT_INTERRUPTED,
+        console.EXIT_TERMINATED,
     ]

@@ -4,15 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import binomtest
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 from lare2_rt.detection import DecisionRule
-from lare2_rt.errors import UsageError
 from lare2_rt.tools.evaluation.scores import (
     ECE_BINS,
     bin_of,
@@ -23,6 +21,7 @@ from lare2_rt.tools.evaluation.scores import (
     wilson,
 )
 from lare2_rt.tools.evaluation.summary import METRICS, Sample, group_numbers, summarise
+from tests.helpers.refusals import refused
 
 RULE = DecisionRule("calibrated", 0.3, 0.6)
 
@@ -186,23 +185,23 @@ def test_groups_without_a_name_stand_alone():
 
 
 @pytest.mark.parametrize(
-    ("labels", "probabilities", "word"),
+    ("labels", "probabilities", "remedy"),
     [
-        ([0, 1], [0.5], "pair up"),
-        ([], [], "pair up"),
-        ([0, 2], [0.1, 0.2], "labels"),
-        ([0, 1], [0.1, 1.2], "probabilities"),
-        ([0, 1], [0.1, math.nan], "probabilities"),
+        ([0, 1], [0.5], "one probability for each label"),
+        ([], [], "one probability for each label"),
+        ([0, 2], [0.1, 0.2], "correct"),
+        ([0, 1], [0.1, 1.2], "scale"),
+        ([0, 1], [0.1, math.nan], "scale"),
     ],
 )
-def test_refused(labels, probabilities, word):
-    with pytest.raises(UsageError, match=word):
+def test_refused(labels, probabilities, remedy):
+    with refused(remedy):
         checked(labels, probabilities)
 
 
 @pytest.mark.parametrize(("label", "word"), [(0, "no generated image"), (1, "no real image")])
 def test_one_class_is_refused(label, word):
-    with pytest.raises(UsageError, match=word):
+    with refused("add some", about=word):
         rank([label] * 3, [0.1, 0.2, 0.3])
 
 

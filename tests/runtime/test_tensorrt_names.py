@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(registry.__file__).parent
-SOURCES = sorted(FOLDER.glob("tensorrt/*.py"))
+from lare2_rt.engines import tensorrt
+
+FOLDER = Path(tensorrt.__file__).parent
+SOURCES = sorted(FOLDER.glob("*.py"))
 # What our code calls things, and what they are.
 CLASSES = {
     "builder": "Builder",
@@ -53,7 +55,7 @@ def test_every_name_exists(version):
             for owner, member in pairwise(chain):
                 assert member == "__init__" or owner not in known or member in known[owner], (file, line, chain)
             seen += 1
-        elif root in CLASSES and file in ("tensorrt_plan.py", "tensorrt_chain.py") and chain[0] not in RTX:
+        elif root in CLASSES and file in ("plan.py", "chain.py") and chain[0] not in RTX:
             assert chain[0] in known[CLASSES[root]], (file, line, root, chain)
             seen += 1
     assert seen > 40
@@ -64,7 +66,7 @@ def test_the_engine_covers_both_mistakes_that_versions_invite():
     text = "".join(path.read_text() for path in SOURCES)
     for gone in ("BuilderFlag.FP16", "platform_has_fast_fp16", "device_memory_size)", "max_workspace_size"):
         assert gone not in text
-    for node in ast.walk(ast.parse((FOLDER / "tensorrt_plan.py").read_text())):
+    for node in ast.walk(ast.parse((FOLDER / "plan.py").read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "create_network":
             assert not isinstance(node.args[0], ast.Constant)
 

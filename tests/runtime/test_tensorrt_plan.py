@@ -1,8 +1,6 @@
 """Building plans: every failure of TensorRT's builder read, and real plans made by TensorRT-RTX, which needs no GPU."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,6 +8,8 @@ import pytest
 
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.opening import open_bundle
+from lare2_rt.engines.contract import EngineOptions
+from lare2_rt.engines.tensorrt.engine import TensorRtRtxEngine
 from lare2_rt.engines.tensorrt.plan import Messages, PlanOptions, build_plan, make_logger
 from lare2_rt.errors import EngineError
 from tests.conftest import ROOT
@@ -236,21 +236,22 @@ class TestRealParser:
         with pytest.raises(EngineError, match="computes in float32 where half precision is asked for"):
             build_plan(trt, path, HERE, progress=lambda line: None)
 
-    def test_build_process(self, trt, graphs, tmp_path):
-        """As the engine starts it: a module in a process of its own."""
-        command = [sys.executable, "-m", "lare2_rt.engines.tensorrt.build", "tensorrt_rtx", str(graphs["egre"])]
-        options = json.dumps({"target": "8.9", "level": 0})
-        plan, timings = tmp_path / "engine.plan", tmp_path / "timings/t.cache"
-        run = subprocess.run([*command, plan, timings, options], capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        assert plan.stat().st_size > 10_000
-        run = subprocess.run([*command, tmp_path, timings, options], capture_output=True, text=True, check=False)
-        assert run.returncode == 3  # the target is a folder
-        assert run.stdout.splitlines()[-1].isdigit()
-        command[3] = "no_such_library"
-        run = subprocess.run([*command, plan, timings, options], capture_output=True, text=True, check=False)
-        assert run.returncode == 1
-        assert run.stderr.splitlines()[-1].startswith("no_such_library failed: ModuleNotFoundError")
+    def test_build_process(self, trt, tiny, tmp_path):
+        """As the engine starts it: in a process of its own."""
+        bundle, target = open_bundle(tiny[1].path), tmp_path / "engine.plan"
+        variant = bundle.variant("egre", batch=1, precision="fp16", profile="native")
+        engine = TensorRtRtxEngine(plan_options=HERE)
+
+        def build(target):
+            engine._build(bundle, variant, target, tmp_path / "timings/t.cache", EngineOptions(threads=1))
+
+        build(target)
+        assert target.stat().st_size > 10_000
+        with pytest.raises(IsADirectoryError):
+            build(tmp_path)
+        engine.module = "no_such_library"
+        with pytest.raises(EngineError, match=r"with tensorrt-rtx: no_such_library failed: ModuleNotFoundError"):
+            build(target)
 
 
 def test_parse_report(tiny, tmp_path, capsys, monkeypatch):

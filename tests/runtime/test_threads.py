@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from lare2_rt.host import machine as threads
+from lare2_rt.host import machine
 from lare2_rt.host.machine import available_threads
 
-ASK = "from lare2_rt.threads import available_threads; print(available_threads())"
+ASK = "from lare2_rt.host.machine import available_threads; print(available_threads())"
 
 
 def allowed():
@@ -25,14 +25,14 @@ def asked(command=(), **options):
 
 @pytest.fixture
 def no_quota(monkeypatch):
-    monkeypatch.setattr(threads, "_cgroup_quota", lambda root: None)
+    monkeypatch.setattr(machine, "_cgroup_quota", lambda root: None)
 
 
 @pytest.fixture
 def cgroup(monkeypatch, tmp_path):
     """Write files of a control group; its root stands in the place of the system's."""
-    monkeypatch.setattr(threads, "Path", lambda path: tmp_path if path == "/sys/fs/cgroup" else None)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: set(range(8)))
 
     def write(files):
         for name, content in files.items():
@@ -115,7 +115,7 @@ def test_half_of_version_1(cgroup):
 
 
 def test_systems_without_affinity(no_quota, monkeypatch):
-    monkeypatch.delattr(threads.os, "sched_getaffinity")
+    monkeypatch.delattr(machine.os, "sched_getaffinity")
     for count, expected in ((6, 6), (None, 1)):
-        monkeypatch.setattr(threads.os, "cpu_count", lambda count=count: count)
+        monkeypatch.setattr(machine.os, "cpu_count", lambda count=count: count)
         assert available_threads() == expected

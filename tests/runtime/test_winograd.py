@@ -4,8 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import runpy
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,18 +15,19 @@ import pytest
 from benchmarks.throughput.layers import clock, measure, single, variations
 from lare2_rt import Detector, EngineError
 from lare2_rt.bundle.opening import open_bundle
+from lare2_rt.engines import registry
 from lare2_rt.engines.cache.cache import CompiledCache
 from lare2_rt.engines.contract import EngineOptions
 from lare2_rt.engines.difference import difference
+from lare2_rt.engines.onnxruntime_gpu import norms
+from lare2_rt.engines.openvino import library
 from lare2_rt.engines.openvino.engine import OpenVinoEngine
 from lare2_rt.engines.selection import load_engine, select_engine
-from lare2_rt.engines.winograd import build as winograd_build
-from lare2_rt.engines.winograd import engine as winograd
-from lare2_rt.engines.winograd.choose import choose
+from lare2_rt.engines.winograd import build as winograd_build, engine as winograd
+from lare2_rt.engines.winograd.conv import transforms
 from lare2_rt.engines.winograd.engine import WinogradEngine
-from lare2_rt.engines.winograd.layers import Choice, Layer, layers_of
+from lare2_rt.engines.winograd.layers import Choice, Layer, choose, layers_of
 from lare2_rt.engines.winograd.rewrite import rewrite
-from lare2_rt.engines.winograd.transforms import transforms
 from lare2_rt.pixels.preprocess import preprocess
 from tests.fakes.engine import facts_of_the_cache, need_engine
 from tests.helpers.written_network import CHANNELS, Network, block
@@ -229,20 +228,19 @@ def made(bundle, folder):
     """Rewrite the smallest graph into a new folder, where nothing else may be left."""
     folder.mkdir()
     variant = bundle.variant("egre", batch=1, precision="fp32", profile="portable")
-    winograd.make_graph(bundle, variant, folder, asdict(NEVER))
+    NEVER.make(bundle, variant, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted([winograd.MODEL, winograd.WEIGHTS])
 
 
-@pytest.mark.parametrize("script", ["winograd_build", "onnxruntime_norms"])
+@pytest.mark.parametrize("script", [winograd_build, norms], ids=["winograd", "onnxruntime-cuda"])
 @pytest.mark.parametrize(("error", "number"), [(OSError("no number"), errno.EIO), (OSError(28, "full"), 28)])
 def test_a_script_tells_the_error_number(script, error, number, monkeypatch, capsys):
     def fail(*arguments, **options):
         raise error
 
     monkeypatch.setattr(onnx, "load", fail)
-    monkeypatch.setattr(sys, "argv", [script, "in.onnx", "out", "{}"])
     with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(Path(winograd.__file__).with_name(f"{script}.py")), run_name="__main__")
+        script.main("in.onnx", "out", *["{}"] * (script is winograd_build))
     assert (caught.value.code, capsys.readouterr().out.strip()) == (3, str(number))
 
 
@@ -289,9 +287,8 @@ class TestEngine:
         variant = bundle.variant("egre", batch=1, precision="fp32", profile="portable")
         (bundle_copy / variant.graph).write_bytes(b"no graph")
         (tmp_path / "out").mkdir()
-        settings = {"tiles": [2], "budget": 0, "channels": 1}
         with pytest.raises(EngineError, match=rf"cannot rewrite {variant.graph} for winograd: .*; update onnx"):
-            winograd.make_graph(replace(bundle, path=bundle_copy), variant, tmp_path / "out", settings)
+            WHOLE.make(replace(bundle, path=bundle_copy), variant, tmp_path / "out")
 
     def test_a_bundle_in_a_folder_with_a_strange_name_and_no_links(self, bundle, bundle_copy, tmp_path, monkeypatch):
         def refuse(*arguments):
@@ -318,17 +315,19 @@ class TestEngine:
     def test_so_does_the_cache(self, bundle, tmp_path, monkeypatch):
         """Graphs of another revision or of other settings are not run."""
         options = EngineOptions(threads=2, batch=1, cache=tmp_path)
-        facts = facts_of_the_cache(winograd, monkeypatch, lambda: load_engine(NEVER, bundle, options))
+        facts = facts_of_the_cache(library, monkeypatch, lambda: load_engine(NEVER, bundle, options))
         assert facts["revision"] == winograd.REVISION
         assert facts["settings"] == json.dumps(asdict(NEVER))
 
     def test_refused(self, bundle, monkeypatch):
-        for changes, words in (({"precision": "fp16"}, "computes in fp32 here"), ({"batch": 4}, "batch 1 only, not 4")):
+        for changes, words in (({"precision": "fp16"}, "computes in fp32"), ({"batch": 4}, "batch 1 only, not 4")):
             with pytest.raises(EngineError, match=words):
                 select_engine("winograd", bundle, replace(EngineOptions(threads=1), **changes))
-        monkeypatch.setattr(winograd, "installed_version", lambda name: None)
-        with pytest.raises(EngineError, match=r"onnx is not installed: pip install 'lare2-rt\[winograd\]'"):
+        real = registry.installed_version
+        monkeypatch.setattr(registry, "installed_version", lambda name: None if name == "onnx" else real(name))
+        with pytest.raises(EngineError, match="onnx is not installed") as told:
             select_engine("winograd", bundle, EngineOptions(threads=1))
+        assert told.value.remedy == "pip install 'onnx>=1.17' 'openvino>=2025.4'"
 
     def test_the_detector_takes_it(self, embedded, rocket, tmp_path):
         with Detector.load(embedded, engine="winograd", threads=2, cache=tmp_path) as detector:

@@ -18,13 +18,12 @@ from lare2_rt.bundle.opening import Bundle, open_bundle
 from lare2_rt.host.atomic import write_bytes
 
 from ..components import COMPONENTS
-from ..parity.half_parity import has_half
-from ..parity.measure import MIN_LOGIT_SPREAD, what_failed
+from ..parity.measure import has_half
 from ..parity.parity_step import measure_half_parity, measure_parity
-from .describe import describe
+from ..parity.tolerances import MIN_LOGIT_SPREAD, what_failed
+from .describe import describe, notice_text
 from .export_step import export_component
 from .isolate import Report, SharedLock, run_isolated
-from .notice import notice_text
 from .options import BuildOptions
 from .plan import Plan, make_plan
 from .staging import BuildError, Staging, check_target
@@ -53,7 +52,7 @@ def build_bundle(sources: ModelSources, out: Path, options: BuildOptions, *, rep
         draft = describe(plan, components, staging=staging, parity=None)
         for note in draft.notes[len(sources.notes) :]:  # the caller knows those of the sources
             report(f"note: {note}")
-        staging.prune(keep={*draft.files, *(staging.marker(component.name) for component in COMPONENTS)})
+        staging.prune(keep=set(draft.files))
         report("parity against the reference")
         given = (plan, draft, staging.folder, noise)
         measured = run_isolated("parity", measure_parity, *given, lock=lock, report=report)
@@ -66,7 +65,6 @@ def build_bundle(sources: ModelSources, out: Path, options: BuildOptions, *, rep
         _refuse_unfaithful(parity, plan, out, staging)
         final = describe(plan, components, staging=staging, parity=parity)
         write_bytes(staging.folder / MANIFEST, final.to_json())
-        staging.prune(keep={*final.files, MANIFEST})
         bundle = open_bundle(staging.folder)
         staging.publish()
     return replace(bundle, path=out)
@@ -100,11 +98,15 @@ def _refuse_unfaithful(parity: dict[str, Any], plan: Plan, out: Path, staging: S
     kept = out.resolve().with_name(f"{out.name}.failed-parity.json")
     if not parity["passed"]:
         write_bytes(kept, (staging.folder / PARITY).read_bytes())
-        raise BuildError(f"the export is not faithful: {what_failed(parity)}; the report is in {kept}")
+        problem, remedy = what_failed(parity)
+        raise BuildError(f"the export is not faithful: {problem} (the report is in {kept})", remedy=remedy)
     spread = parity["logit_standard_deviation"]
     # Then every figure of the report would look good and mean nothing.
     if plan.sources.synthetic and len(parity["images"]) > 1 and spread < MIN_LOGIT_SPREAD:
-        raise BuildError(f"the synthetic weights are degenerate: logits move by only {spread:.1e} over the images")
+        raise BuildError(
+            f"the synthetic weights are degenerate: logits move by only {spread:.1e} over the images",
+            remedy="give more varied --parity-images, or real weights",
+        )
     kept.unlink(missing_ok=True)
 
 

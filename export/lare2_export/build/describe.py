@@ -1,4 +1,4 @@
-"""The manifest of a build."""
+"""The manifest of a build, and its ``NOTICE.txt``: whose weights are in it and what passing it on asks for."""
 
 from __future__ import annotations
 
@@ -26,10 +26,16 @@ from lare2_rt.bundle.manifest import (
     Variant,
 )
 
-from ..parity.measure import worst_component
-from .keys import exporter_versions
-from .plan import Plan
+from ..parity.tolerances import worst_component
+from .plan import Plan, exporter_versions
 from .staging import Staging
+
+_OPENRAIL = """
+Weights under CreativeML OpenRAIL-M (Stable Diffusion 1.x) or CreativeML Open RAIL++-M (2.x): whoever passes this bundle
+on, or offers it as a service, has to pass on the use restrictions of the licence's Attachment A as enforceable terms,
+give a copy of the licence, and say that the files were changed (here: folded, rewritten and converted to ONNX). The
+licence text comes with the model that the weights were taken from.
+"""
 
 
 def describe(
@@ -59,9 +65,12 @@ def describe(
         model=ModelInfo(name=sources.name, description=sources.description, synthetic=sources.synthetic),
         method=method,
         preprocessing=PreprocessingModel(**asdict(options.policy)),
-        components={name: _variants(entries) for name, entries in components.items()},
+        components={
+            name: tuple(Variant.model_validate_json(json.dumps(entry)) for entry in entries)
+            for name, entries in components.items()
+        },
         files={name: FileEntry(**staging.entry(name)) for name in sorted({*names, *beside})},
-        sources=_sources(plan.records),
+        sources=tuple(Source(**asdict(record)) for record in plan.records),
         decision=Decision(calibration=sources.calibration, demonstration=True if sources.demonstration else None),
         parity=_summary(parity),
         notes=sources.notes,
@@ -70,10 +79,6 @@ def describe(
     lare_id = manifest.compute_lare_id()
     update = {"id": manifest.compute_id(), "lare_id": lare_id, "notes": sources.notes_for(lare_id)}
     return Manifest.model_validate_json(manifest.model_copy(update=update).model_dump_json())
-
-
-def _variants(entries: list[dict[str, Any]]) -> tuple[Variant, ...]:
-    return tuple(Variant.model_validate_json(json.dumps(entry)) for entry in entries)
 
 
 def _summary(parity: dict[str, Any] | None) -> ParitySummary | None:
@@ -89,5 +94,13 @@ def _summary(parity: dict[str, Any] | None) -> ParitySummary | None:
     )
 
 
-def _sources(records: Sequence[SourceRecord]) -> tuple[Source, ...]:
-    return tuple(Source(**asdict(record)) for record in records)
+def notice_text(records: Sequence[SourceRecord]) -> str:
+    """Return the notice for the sources of a bundle."""
+    lines = ["This bundle contains weights of:", ""]
+    for record in records:
+        revision = "" if record.revision is None else f" at revision {record.revision}"
+        lines.append(f"  {record.role}: {record.name}{revision} ({record.licence}; sha256 {record.sha256})")
+    text = "\n".join(lines) + "\n"
+    if any("rail" in record.licence.lower() for record in records):
+        text += _OPENRAIL
+    return text + "\nBuilt with lare2-rt (Apache-2.0). The manifest holds the same in machine-readable form.\n"

@@ -9,9 +9,8 @@ from lare2_rt.bundle.opening import Bundle
 from lare2_rt.engines.contract import EngineOptions
 from lare2_rt.engines.registry import engine_named, entry_of
 from lare2_rt.engines.selection import prepare_engine
-from lare2_rt.engines.tensorrt.choice import choose_plan_options, plan_options_of
 from lare2_rt.engines.tensorrt.engine import TensorRtEngine
-from lare2_rt.engines.tensorrt.plan import PlanOptions
+from lare2_rt.engines.tensorrt.plan import PlanOptions, choose_plan_options, plan_options_of
 from lare2_rt.errors import EngineError, UsageError
 
 from .isolate import Report

@@ -9,12 +9,12 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from lare2_ref.quiet import quieten_libraries
+from lare2_ref import quieten_libraries
 
 from ..components import COMPONENTS, Component
+from ..graph.half import check_half, soften
 from ..graph.onnx_export import FLAVOURS, Flavour, WeightFile, export_graph, strip, tensor_specs
 from ..graph.prepare import prepare
-from ..parity.half import check_half, soften
 from .isolate import Report
 from .plan import Plan
 

@@ -93,7 +93,7 @@ def run_isolated(
         child.join()
         if child.exitcode == -signal.SIGTERM:
             time.sleep(_OWN_SIGNAL)
-        raise BuildError(f"{name} {_how_it_died(child.exitcode)}; finished components are kept") from None
+        raise _died(name, child.exitcode) from None
     finally:
         child.join(timeout=10)
         if child.is_alive():
@@ -101,12 +101,14 @@ def run_isolated(
         ours.close()
 
 
-def _how_it_died(code: int | None) -> str:
+def _died(name: str, code: int | None) -> BuildError:
+    remedy = "run the build again, finished components are kept"
     if code == -signal.SIGKILL:
-        return "was killed, probably for lack of memory: close other programs or build fewer batch sizes (--batch 1)"
+        remedy = f"close other programs or build fewer batch sizes (--batch 1), and {remedy}"
+        return BuildError(f"{name} was killed, probably for lack of memory", remedy=remedy)
     if code is not None and code < 0:
-        return f"was ended by {signal.Signals(-code).name}; run the build again"
-    return f"ended without a result (exit code {code}); run the build again"
+        return BuildError(f"{name} was ended by {signal.Signals(-code).name}", remedy=remedy)
+    return BuildError(f"{name} ended without a result (exit code {code})", remedy=remedy)
 
 
 def _child(pipe: Connection, lock: SharedLock, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
@@ -128,7 +130,9 @@ def attempt(function: Callable[..., object], *arguments: object, report: Report)
     except Lare2Error as error:
         return "refused", error
     except OSError as error:
-        return "refused", BuildError(f"cannot write the bundle: {reason(error)}; free some space and build again")
+        return "refused", BuildError(
+            f"cannot write the bundle: {reason(error)}", remedy="free some space and build again"
+        )
     except Exception as error:  # the exporters raise anything; the parent needs one sentence, the developer the trace
         traceback.print_exc(file=sys.stderr)
         return "failed", f"{type(error).__name__}: {first_line(error)}"
@@ -141,8 +145,9 @@ def answer(name: str, kind: str, content: Any) -> Any:  # noqa: ANN401 - a step 
         raise content
     if kind == "failed":
         raise BuildError(
-            f"{name} failed: {content}; finished components are kept: run the build again, and if it fails again, "
-            "report the trace above with the versions that 'pip freeze' gives"
+            f"{name} failed: {content}",
+            remedy="run the build again, finished components are kept; if it fails again, report the trace above with "
+            "the versions that 'pip freeze' gives",
         )
     return content
 

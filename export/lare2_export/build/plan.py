@@ -1,7 +1,14 @@
-"""What a build is going to make, known before any weight is loaded: sizes, checks, keys."""
+"""What a build is going to make, known before any weight is loaded: sizes, checks, and component keys.
+
+A component key hashes everything that decides an exported graph.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
 from dataclasses import dataclass
 
 from lare2_ref.lare import PREDICTION_TYPES
@@ -10,9 +17,13 @@ from lare2_rt.bundle.manifest import Precision
 
 from ..components import COMPONENTS, Component, Geometry
 from ..graph.onnx_export import FLAVOURS
-from .keys import component_key
 from .options import BuildOptions
 from .staging import BuildError
+
+# Raise whenever this package or the reference starts to export other graphs from the same inputs: a bundle's identity
+# and the reuse of finished components depend on it, while comments and messages may change freely.
+EXPORT_REVISION = 3
+_PACKAGES = ("torch", "diffusers", "open_clip_torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class Plan:
 def make_plan(sources: ModelSources, options: BuildOptions) -> Plan:
     """Read configurations, hash the sources and check the options; raises BuildError or SourceError."""
     if 1 not in options.batches:
-        raise BuildError("--batch must include 1, on which parity is measured; add --batch 1")
+        raise BuildError("--batch must include 1, on which parity is measured", remedy="add --batch 1")
     geometry = plan_geometry(sources, options)
     records = sources.records()
     hashes: dict[str, str] = {record.role: record.sha256 for record in records}
@@ -67,23 +78,29 @@ def plan_geometry(sources: ModelSources, options: BuildOptions) -> Geometry:
     scheduler = sources.scheduler()
     steps = int(scheduler.config.num_train_timesteps)
     if not 0 <= options.timestep < steps:
-        raise BuildError(f"--timestep must lie between 0 and {steps - 1}, not {options.timestep}")
+        raise BuildError(
+            f"--timestep {options.timestep} is not in the noise schedule", remedy=f"choose one from 0 to {steps - 1}"
+        )
     prediction_type = str(scheduler.config.prediction_type)
     if prediction_type not in PREDICTION_TYPES:
         raise BuildError(
-            f"the scheduler of {sources.sd.name} has prediction_type {prediction_type!r}, for which LaRE has no "
-            "target; use a Stable Diffusion that predicts " + " or ".join(PREDICTION_TYPES)
+            f"the scheduler of {sources.sd.name} has prediction_type {prediction_type!r}, for which LaRE has no target",
+            remedy="use a Stable Diffusion that predicts " + " or ".join(PREDICTION_TYPES),
         )
     vae = sources.vae_config()
     reduction = 2 ** (len(vae["block_out_channels"]) - 1)
     if options.image_size < 1 or options.image_size % (reduction * 8):
-        raise BuildError(f"--image-size must be a multiple of {reduction * 8} for this model, not {options.image_size}")
+        raise BuildError(
+            f"this model cannot take --image-size {options.image_size}",
+            remedy=f"choose a multiple of {reduction * 8}",
+        )
     egre, clip = sources.egre_config(), sources.clip_config()
     if (egre.channels, egre.embedding, egre.grid) != (clip.channels, clip.embedding, clip.grid):
         raise BuildError(
-            f"the head {sources.head.name} was made for CLIP features {egre.channels}×{egre.grid}² and an embedding of "
-            f"{egre.embedding}, the CLIP {sources.clip.name} gives {clip.channels}×{clip.grid}² and {clip.embedding}; "
-            "use the CLIP that the head was trained on"
+            f"the head {sources.head.name} was made for CLIP features {egre.channels}×{egre.grid}² and an "
+            f"embedding of {egre.embedding}, the CLIP {sources.clip.name} gives "
+            f"{clip.channels}×{clip.grid}² and {clip.embedding}",
+            remedy="use the CLIP that the head was trained on",
         )
     side = options.image_size // reduction
     return Geometry(
@@ -98,3 +115,29 @@ def plan_geometry(sources: ModelSources, options: BuildOptions) -> Geometry:
         scaling_factor=float(vae["scaling_factor"]),
         egre=egre,
     )
+
+
+def exporter_versions() -> dict[str, str]:
+    """Return the versions of the packages whose code ends up in the graphs."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def component_key(
+    component: Component, geometry: Geometry, sources: dict[str, str], *, batch: int, precision: str, opset: int
+) -> str:
+    """Return sha256 in hex over sources (role -> sha256), baked fields, shapes, precision, opset and exporter."""
+    if component.name in ("vae_encoder", "unet_step"):
+        baked: dict[str, object] = geometry.lare_fields()
+    else:
+        baked = {"crop_size": geometry.crop_size, "latent": geometry.latent, **dataclasses.asdict(geometry.egre)}
+    content = {
+        "component": component.name,
+        "sources": {role: sources[role] for role in component.roles},
+        "baked": baked,
+        "batch": batch,
+        "precision": precision,
+        "opset": opset,
+        "versions": exporter_versions(),
+        "revision": EXPORT_REVISION,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -7,8 +7,8 @@ from open_clip.modified_resnet import AttentionPool2d
 from torch import Tensor, nn
 
 from lare2_ref.clip_backbone import ClipBackbone
+from lare2_ref.egre import split_heads, to_tokens, with_mean_token
 from lare2_ref.sources import ModelSources
-from lare2_ref.tokens import split_heads, to_tokens, with_mean_token
 
 from ..graph.fold import fold_batch_norms
 from .spec import Component, ComponentGraph, Geometry, random_pixels

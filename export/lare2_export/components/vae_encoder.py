@@ -23,7 +23,7 @@ class VaeEncoder(ComponentGraph):
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         if getattr(vae.config, "shift_factor", None):
-            raise SourceError("the VAE shifts its latents; only Stable Diffusion 1.x and 2.x are supported")
+            raise SourceError("the VAE shifts its latents", remedy="use Stable Diffusion 1.x or 2.x")
         self.encoder = vae.encoder
         self.quant_conv = vae.quant_conv if vae.quant_conv is not None else nn.Identity()
         self.scaling_factor = float(vae.config.scaling_factor)

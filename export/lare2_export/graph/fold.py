@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lare2_ref.checkpoints import SourceError
-from lare2_ref.tokens import split_heads
+from lare2_ref.egre import split_heads
+
+_REMEDY = "use Stable Diffusion 1.x or 2.x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,14 @@ def _refuse_unknown(unet: UNet2DConditionModel) -> None:
     }
     for name, value in expected.items():
         if config.get(name, value) != value:
-            raise SourceError(f"the UNet has {name}={config[name]!r}; only Stable Diffusion 1.x and 2.x are supported")
+            raise SourceError(f"the UNet has {name}={config[name]!r}", remedy=_REMEDY)
 
 
 def _time_embedding(unet: UNet2DConditionModel, timestep: int) -> Tensor:
     """The network's own embedding of a timestep: its sinusoids as they are, in float32, and two linear layers."""
     embedding = unet.time_embedding
     if embedding.cond_proj is not None or embedding.post_act is not None:
-        raise SourceError("the UNet embeds its timestep in an unknown way; only SD 1.x and 2.x are supported")
+        raise SourceError("the UNet embeds its timestep in an unknown way", remedy=_REMEDY)
     sinusoids = unet.time_proj(torch.tensor([timestep], device=unet.device))
     return _exact(embedding.linear_2, embedding.act(_exact(embedding.linear_1, sinusoids.double())))
 
@@ -135,7 +137,7 @@ def _fold_time(block: ResnetBlock2D, time: Tensor) -> int:
         return 0
     shift = _exact(projection, time if block.skip_time_act else F.silu(time))[0]  # [C]
     if block.conv1.bias is None:
-        raise SourceError("a ResNet block of the UNet has no bias to fold the timestep into; use SD 1.x or 2.x")
+        raise SourceError("a ResNet block of the UNet has no bias to fold the timestep into", remedy=_REMEDY)
     block.conv1.bias.copy_(block.conv1.bias.double() + shift)
     block.time_emb_proj = None
     return _elements(projection)
@@ -143,9 +145,9 @@ def _fold_time(block: ResnetBlock2D, time: Tensor) -> int:
 
 def _fold_context(attention: Attention, prompt_embeds: Tensor) -> FoldedCrossAttention:
     if attention.norm_cross or attention.norm_q is not None or attention.norm_k is not None:
-        raise SourceError("the UNet normalises its cross-attention; only Stable Diffusion 1.x and 2.x are supported")
+        raise SourceError("the UNet normalises its cross-attention", remedy=_REMEDY)
     if attention.rescale_output_factor != 1 or attention.residual_connection:
-        raise SourceError("the UNet's cross-attention has an unknown output; only SD 1.x and 2.x are supported")
+        raise SourceError("the UNet's cross-attention has an unknown output", remedy=_REMEDY)
     dtype = attention.to_k.weight.dtype
     key, value = (
         split_heads(_exact(project, prompt_embeds.double()).to(dtype), attention.heads)  # [1,H,tokens,d]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from lare2_ref.tokens import split_heads
+from lare2_ref.egre import split_heads
 from lare2_rt.bundle.manifest import Profile
 
 # From this many elements a group's sums are taken row by row. Engines add in float32 and in sequence: over a quarter of

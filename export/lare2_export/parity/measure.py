@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 
 from lare2_ref.reference import Lare2Reference
-from lare2_rt.bundle.manifest import Variant
+from lare2_rt.bundle.manifest import Manifest
 from lare2_rt.bundle.opening import Bundle
 from lare2_rt.detection import DecisionRule
 from lare2_rt.engines.contract import EngineOptions, OpenEngine
-from lare2_rt.engines.onnxruntime.engine import PROVIDER, open_session, session_settings
+from lare2_rt.engines.onnxruntime.engine import open_session, session_settings
 from lare2_rt.engines.selection import open_engine
 from lare2_rt.pixels.preprocess import Pixels
 
 from ..components import COMPONENTS, Component
+from ..graph.half import LARGEST, Arrays, Rounded, open_in_memory, open_rounded
 from ..graph.onnx_export import add_output
-from ..graph.rounding import LARGEST
-from .judged import judged_gap, judged_images
-
-Arrays = dict[str, NDArray[Any]]
-
-# float32 end to end; every figure is relative L2 except the probability, which is an absolute difference.
-END_TO_END = {
-    "lare": (3e-5, "squared error of a prediction that is within 1e-5"),
-    "logits": (1e-4, "the head sums rounding of LaRE and CLIP; a logit near 0 makes a relative figure coarse"),
-    "probability": (1e-5, "what a user sees must not move in the fifth digit"),
-}
-# The largest logit difference, in standard deviations of the logit over the images. Below the smallest deviation it
-# would tell nothing: logits that hardly move with the image agree whatever the graphs do.
-LOGIT_GAP, LOGIT_GAP_REASON = 1e-3, "a verdict depends on where a logit stands among those of other images"
-MIN_LOGIT_SPREAD = 1e-2
+from .tolerances import END_TO_END, HALF_END_TO_END, judged_gap, judged_images, logit_gap
 
 
 def reference_arrays(reference: Lare2Reference, pictures: Sequence[Pixels]) -> list[Arrays]:
@@ -64,13 +50,13 @@ def measure(
         threads: CPU threads of the engine.
     """
     components = {c.name: _compare_component(c, bundle, expected, threads=threads) for c in COMPONENTS}
-    options = EngineOptions(threads=threads, batch=1)
-    opened, _ = open_engine(engine, bundle, options)
+    opened, _ = open_engine(engine, bundle, EngineOptions(threads=threads, batch=1))
     try:
-        end_to_end, actual = _compare_chain(opened, pictures, expected, rule)
+        actual = [_through_chain(opened, picture) for picture in pictures]
         info = opened.info
     finally:
         opened.close()
+    end_to_end = _end_to_end(actual, expected, rule, END_TO_END)
     # Over the images, of the reference's logit for "generated" minus the one for "real".
     margins = np.array([_margin(e) for e in expected])
     spread = float(np.std(margins))
@@ -94,8 +80,46 @@ def measure(
     }
 
 
+def has_half(manifest: Manifest) -> bool:
+    """Whether every component has a half-precision graph for one image."""
+    return all(
+        manifest.variant(component.name, batch=1, precision="fp16", profile="native") is not None  # type: ignore[arg-type]
+        for component in COMPONENTS
+    )
+
+
+def with_half(report: dict[str, Any], half: dict[str, Any]) -> dict[str, Any]:
+    """Return a parity report that includes ``measure_half``'s part and passes only if both do."""
+    return {**report, "passed": report["passed"] and half["passed"], "half": half}
+
+
+def measure_half(expected: Sequence[Arrays], bundle: Bundle, *, rule: DecisionRule, threads: int) -> dict[str, Any]:
+    """Run a bundle's half-precision graphs with every value rounded to half; returns that part of ``parity.json``.
+
+    Each component runs on the reference's inputs and, for the chain, on what the component before it gave.
+    """
+    chain: list[Arrays] = [{} for _ in expected]
+    components, ranges = {}, {}
+    for component in COMPONENTS:
+        components[component.name], ranges[component.name] = _compare_rounded(
+            component, bundle, expected, chain, threads=threads
+        )
+    end_to_end = _end_to_end(chain, expected, rule, HALF_END_TO_END)
+    gap = max(float(np.abs(c["logits"] - e["logits"]).max()) for c, e in zip(chain, expected, strict=True))
+    end_to_end["logits"] = {"max_difference": gap}
+    largest = {name: max(values.items(), key=lambda item: item[1]) for name, values in ranges.items()}
+    return {
+        "method": "float32 kernels, every value of the half-precision graphs rounded to half and back",
+        "passed": all(entry["passed"] for entry in (*components.values(), end_to_end)),
+        "components": components,
+        "end_to_end": end_to_end,
+        "largest_of_float16": LARGEST,
+        "largest": {name: {"layer": layer, "magnitude": value} for name, (layer, value) in largest.items()},
+        "ranges": ranges,
+    }
+
+
 def _reference_arrays(reference: Lare2Reference, picture: Pixels) -> Arrays:
-    """Every input and output of every component for one image, from the reference."""
     image, crop = torch.from_numpy(picture.image.copy())[None], torch.from_numpy(picture.crop.copy())[None]
     output = reference(image, crop)
     tensors = {
@@ -117,70 +141,84 @@ def _compare_component(
     component: Component, bundle: Bundle, expected: Sequence[Arrays], *, threads: int
 ) -> dict[str, Any]:
     """Run one graph on the reference's inputs, so that errors of earlier components do not count."""
-    variant = bundle.variant(component.name, batch=1, precision="fp32", profile="portable")  # type: ignore[arg-type]
     names = [*component.output_names, *component.probes]
-    run = _session_with_probes(component, bundle, variant, threads)
+    run = _session_with_probes(component, bundle, threads)
     results = [run.run(names, {name: arrays[name] for name in component.input_names}) for arrays in expected]
-    outputs = {}
-    for index, name in enumerate(names):
-        pair = ([result[index] for result in results], [arrays[name] for arrays in expected])
-        outputs[name] = judged_images(*pair, component.tolerance[name])
-    passed = all(entry["passed"] for entry in outputs.values())
-    return {"passed": passed, "reason": component.reason, "outputs": outputs}
+    actual = [dict(zip(names, result, strict=True)) for result in results]
+    return {**_compared(actual, expected, component.tolerance), "reason": component.reason}
 
 
-def _session_with_probes(component: Component, bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa: ANN401
-    """Open a component with its probes as further outputs, through a graph that exists only in memory."""
-    import onnxruntime
+def _compared(actual: Sequence[Arrays], expected: Sequence[Arrays], tolerance: Mapping[str, float]) -> dict[str, Any]:
+    outputs = {
+        name: judged_images([arrays[name] for arrays in actual], [arrays[name] for arrays in expected], limit)
+        for name, limit in tolerance.items()
+    }
+    return {"passed": all(entry["passed"] for entry in outputs.values()), "outputs": outputs}
 
+
+def _session_with_probes(component: Component, bundle: Bundle, threads: int) -> Any:  # noqa: ANN401
+    """Open a component with its probes as further outputs."""
+    variant = bundle.variant(component.name, batch=1, precision="fp32", profile="portable")  # type: ignore[arg-type]
     if not component.probes:
         return open_session(bundle, variant, threads)
-    path, settings = bundle.graph_path(variant), session_settings(threads)
+    path = bundle.graph_path(variant)
     model = ir.load(path)
     for probe in component.probes:
         add_output(model, probe)
-    # From memory: a bundle that is being measured may be read-only, and in use by others.
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    content = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(content, settings, providers=[PROVIDER])
+    return open_in_memory(model, path.parent, session_settings(threads))
 
 
-def _compare_chain(
-    engine: OpenEngine, pictures: Sequence[Pixels], expected: Sequence[Arrays], rule: DecisionRule
-) -> tuple[dict[str, Any], list[Arrays]]:
-    actual: list[Arrays] = []
-    for picture in pictures:
-        output = engine.run(picture.image[None], picture.crop[None])
-        actual.append({"lare": output.lare, "logits": output.logits})
+def _compare_rounded(
+    component: Component, bundle: Bundle, expected: Sequence[Arrays], chain: list[Arrays], *, threads: int
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Measure one component and carry the chain on; also return each layer's largest magnitude over the images."""
+    variant = bundle.variant(component.name, batch=1, precision="fp16", profile="native")  # type: ignore[arg-type]
+    rounded = open_rounded(bundle.graph_path(variant), probes=component.probes, threads=threads)
+    alone = []
+    peaks = np.zeros(len(rounded.nodes), np.float32)
+    for arrays, own in zip(expected, chain, strict=True):
+        outputs, magnitudes = rounded.run({name: arrays[name] for name in component.input_names})
+        alone.append(outputs)
+        peaks = np.maximum(peaks, magnitudes)  # NaN stays NaN
+        own.update(_carry_on(component, rounded, arrays, own, outputs))
+    figures = dict(zip(rounded.nodes, (float(f"{peak:.4g}") for peak in peaks), strict=True))
+    return _compared(alone, expected, component.half_tolerance), figures
+
+
+def _carry_on(component: Component, rounded: Rounded, arrays: Arrays, own: Arrays, outputs: Arrays) -> Arrays:
+    """Return the component's outputs in the chain; the first components have the reference's inputs anyway."""
+    taken = {name: own.get(name, arrays[name]) for name in component.input_names}
+    if all(taken[name] is arrays[name] for name in component.input_names):
+        return outputs
+    return rounded.run(taken)[0]
+
+
+def _through_chain(engine: OpenEngine, picture: Pixels) -> Arrays:
+    output = engine.run(picture.image[None], picture.crop[None])
+    return {"lare": output.lare, "logits": output.logits}
+
+
+def _end_to_end(
+    actual: Sequence[Arrays],
+    expected: Sequence[Arrays],
+    rule: DecisionRule,
+    tolerances: Mapping[str, tuple[float, str]],
+) -> dict[str, Any]:
     entries: dict[str, Any] = {}
-    for name in ("lare", "logits"):
-        tolerance, reason = END_TO_END[name]
-        pair = ([a[name] for a in actual], [e[name] for e in expected])
-        entries[name] = {**judged_images(*pair, tolerance), "reason": reason}
-    tolerance, reason = END_TO_END["probability"]
-    ours = [rule.probability(a["logits"][0]) for a in actual]
-    theirs = [rule.probability(e["logits"][0]) for e in expected]
-    entries["probability"] = {**judged_gap(ours, theirs, tolerance), "reason": reason}
+    ours, theirs = ([rule.probability(arrays["logits"][0]) for arrays in each] for each in (actual, expected))
+    for name, (tolerance, reason) in tolerances.items():
+        if name == "probability":
+            entry = judged_gap(ours, theirs, tolerance)
+        else:
+            entry = judged_images([arrays[name] for arrays in actual], [arrays[name] for arrays in expected], tolerance)
+        entries[name] = {**entry, "reason": reason}
+    entries["passed"] = all(entry["passed"] for entry in entries.values())
     entries["verdict_flips"] = sum(rule.verdict(a) != rule.verdict(b) for a, b in zip(ours, theirs, strict=True))
-    entries["passed"] = all(entries[name]["passed"] for name in END_TO_END)
-    return entries, actual
+    return entries
 
 
 def _margin(arrays: Arrays) -> float:
     return float(arrays["logits"][0, 1]) - float(arrays["logits"][0, 0])
-
-
-def logit_gap(largest: float, spread: float) -> dict[str, Any]:
-    """Judge the largest difference of (generated − real) by its standard deviation, ``void`` where that is small."""
-    void = not spread > MIN_LOGIT_SPREAD
-    gap = None if void else largest / spread
-    return {
-        "standard_deviations": gap,
-        "tolerance": LOGIT_GAP,
-        "void": void,
-        "passed": gap is None or gap <= LOGIT_GAP,
-        "reason": LOGIT_GAP_REASON,
-    }
 
 
 def _same_bits(
@@ -203,42 +241,3 @@ def _same_bits(
 
 def _pixels_sha256(picture: Pixels) -> str:
     return hashlib.sha256(picture.image.tobytes() + picture.crop.tobytes()).hexdigest()
-
-
-def worst_component(report: dict[str, Any]) -> tuple[str, float]:
-    """Return the float32 output that comes closest to, or furthest over, its tolerance, and its relative L2."""
-    figures = [
-        (entry["worst_relative_l2"] / entry["tolerance"], name, entry["worst_relative_l2"])
-        for name, component in report["components"].items()
-        for entry in component["outputs"].values()
-    ]
-    _, name, value = max(figures)
-    return name, value
-
-
-def what_failed(report: dict[str, Any]) -> str:
-    """Say in a few words what of a report is out of tolerance."""
-    half = report.get("half")
-    if half is not None and not half["passed"]:
-        over = {name: entry for name, entry in half["largest"].items() if not entry["magnitude"] <= LARGEST}
-        for name, entry in over.items():
-            return (
-                f"half precision overflows in {name} at {entry['layer']} ({entry['magnitude']:.3g} over "
-                f"{LARGEST:.0f}): build with --no-half"
-            )
-        value = half["end_to_end"]["lare"]["worst_relative_l2"]
-        return f"LaRE in half precision differs by {value:.1e} (relative L2): build with --no-half"
-    if not all(report["same_bits_as_batch_1"].values()):
-        return "batch sizes give different bits"
-    name, value = worst_component(report)
-    if all(entry["passed"] for entry in report["components"].values()):  # each for itself, but not together
-        chain = report["end_to_end"]
-        if not chain["lare"]["passed"]:
-            return f"LaRE of the whole chain differs by {chain['lare']['worst_relative_l2']:.1e} (relative L2)"
-        if not chain["logits"]["passed"]:
-            return f"logits of the whole chain differ by {chain['logits']['worst_relative_l2']:.1e} (relative L2)"
-        gap, probability = chain["logit_gap"], chain["probability"]["max_difference"]
-        if not gap["passed"]:
-            return f"logits differ by {gap['standard_deviations']:.1e} of their standard deviation"
-        return f"the whole chain's probability differs by {probability:.1e}"
-    return f"{name} differs by {value:.1e} (relative L2)"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lare2_ref.quiet import quieten_libraries
+from lare2_ref import quieten_libraries
 from lare2_ref.sources import load_reference
 from lare2_rt.bundle.manifest import Manifest, Method
 from lare2_rt.bundle.noise import Noise
@@ -25,9 +25,8 @@ from lare2_rt.pixels.procedural import procedural_pictures
 
 from ..build.isolate import Report
 from ..build.plan import Plan
-from .half_parity import measure_half, with_half
-from .measure import Arrays, measure, reference_arrays
-from .photographs import photographs
+from ..graph.half import Arrays
+from .measure import measure, measure_half, reference_arrays, with_half
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,4 +87,10 @@ def pixels_of(source: ImageSource, policy: Preprocessing, method: Method) -> Pix
     try:
         return preprocess(source, policy, image_size=method.image_size, crop_size=method.crop_size)
     except ImageError as error:
-        raise ImageError(f"{source_name(source)}: {error}") from error
+        raise ImageError(f"{source_name(source)}: {error.problem}", remedy=error.remedy) from error
+
+
+def photographs() -> tuple[str, ...]:
+    """Return the paths of the photographs that come with the package (``photos/ATTRIBUTION.md``)."""
+    folder = Path(__file__).parent / "photos"
+    return tuple(str(path) for path in sorted(folder.iterdir()) if path.suffix in (".jpg", ".png"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -14,15 +13,16 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
-    ValidationError,
     model_serializer,
     model_validator,
 )
 
 from ..detection import Calibration, DecisionRule
-from ..errors import BundleError
 from ..pixels.crop_grid import CROPS
+from ..pixels.decode import DEFAULT_LIMITS, ImageSource
+from ..pixels.limits import Limits
 from ..pixels.policy import VERSION, AlphaPolicy, ExifPolicy, IccPolicy, PaddingPolicy, Preprocessing, Resample
+from ..pixels.preprocess import DecodeTask, Pixels
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 1_000_000
@@ -33,6 +33,8 @@ SELFCHECK = "selfcheck.npy"
 Precision = Literal["fp32", "fp16"]
 Profile = Literal["portable", "native"]
 ComponentName = Literal["vae_encoder", "unet_step", "clip_backbone", "egre"]
+HeadName = Literal["v6", "v7"]
+PredictionType = Literal["epsilon", "v_prediction"]
 COMPONENTS: tuple[ComponentName, ...] = ("vae_encoder", "unet_step", "clip_backbone", "egre")
 # A plain name: no separators, no leading dot, nothing that a shell or a terminal would interpret.
 PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$")]
@@ -89,10 +91,10 @@ class Method(_Frozen):
     image_size: Count
     crop_size: Count
     latent_shape: tuple[Count, Count, Count]
-    prediction_type: Literal["epsilon", "v_prediction"]
+    prediction_type: PredictionType
     alpha_bar: Annotated[float, Field(gt=0, lt=1)]
     scaling_factor: Annotated[float, Field(gt=0)]
-    head: Literal["v6", "v7"]
+    head: HeadName
 
 
 class PreprocessingModel(_Frozen):
@@ -221,6 +223,14 @@ class Manifest(_Frozen):
         """The preprocessing policies as the runtime's own type."""
         return Preprocessing(**self.preprocessing.model_dump())
 
+    def decoding(self, limits: Limits = DEFAULT_LIMITS, *, crops: int = 1, view: bool = False) -> DecodeTask:
+        """Return what is done with every file that this bundle scores; see ``DecodeTask``."""
+        return DecodeTask(self.policy, self.method.image_size, self.method.crop_size, limits, crops, view)
+
+    def preprocess(self, source: ImageSource) -> Pixels:
+        """Decode one image for this bundle, with the official window alone; raises ImageError as ``preprocess``."""
+        return self.decoding().decode(source)
+
     @property
     def rule(self) -> DecisionRule:
         """The decision rule as the runtime's own type."""
@@ -276,43 +286,3 @@ class Manifest(_Frozen):
 def _digest(content: dict[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def parse(content: bytes, where: str) -> Manifest:
-    """Parse and check ``manifest.json``; ``where`` names the bundle in errors.
-
-    Raises:
-        BundleError: too large, not JSON, another schema version, a wrong or unknown field, or an id that does not fit.
-    """
-    if len(content) > MAX_BYTES:
-        raise BundleError(
-            f"{where}: {MANIFEST} is larger than 1 MB, which no bundle needs", remedy="get the bundle again"
-        )
-    again = "get or build the bundle again"
-    try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError):
-        raise BundleError(f"{where}: {MANIFEST} is not valid JSON", remedy=again) from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{where}: manifest schema version {_show(version)} is not {SCHEMA_VERSION}, the one this lare2-rt reads",
-            remedy="install the lare2-rt that built the bundle or build it again",
-        )
-    try:
-        # JSON mode: strict about types, yet lists are accepted for tuples.
-        manifest = Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BundleError(
-            f"{where}: {MANIFEST} is wrong at {_show(place)}: {_show(first['msg'])}", remedy=again
-        ) from None
-    if manifest.compute_id() != manifest.id or manifest.compute_lare_id() != manifest.lare_id:
-        raise BundleError(f"{where}: {MANIFEST} was changed after the build (its id does not match)", remedy=again)
-    return manifest
-
-
-def _show(value: object) -> str:
-    """A short printable form of untrusted text."""
-    return re.sub(r"[^\x20-\x7e]", "?", str(value))[:120]

@@ -8,12 +8,14 @@ them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
 from ..host.atomic import reason
+from ..host.integrity import HashCache, digest_of
 
 MAX_BYTES = 16 << 20  # full-size graphs have 1 to 2 MB, because their weights lie in data files
 _MAX_DEPTH = 40  # protobuf's own limit is 100
@@ -40,6 +42,8 @@ _MESSAGES: dict[str, dict[int, str]] = {
 }
 _DOMAINS = ("", "ai.onnx")
 _ENTRY_KEYS = ("location", "offset", "length", "checksum")
+# What a remembered verdict was reached by; the number is raised when the code below refuses more than it did.
+_RULES = [1, MAX_BYTES, _MAX_DEPTH, repr(_MESSAGES), _DOMAINS, _ENTRY_KEYS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,14 @@ class OnnxFacts:
     domains: frozenset[str]
 
 
-def audit_onnx(path: Path, *, files: Collection[str]) -> None:
+def audit_onnx(path: Path, *, files: Collection[str], cache: HashCache | None = None, fresh: bool = False) -> None:
     """Refuse an ONNX file that reaches outside its bundle or needs operators beyond ONNX's own.
 
     Args:
         path: the file.
         files: names of the weight files that its variant lists.
+        cache: remembers what passed, by the hash of the very bytes, these rules and ``files``; what it remembers
+            is trusted unless ``fresh``.
 
     Raises:
         BundleError: not an ONNX file, or one that names other files, other domains, functions or training graphs.
@@ -63,9 +69,13 @@ def audit_onnx(path: Path, *, files: Collection[str]) -> None:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise BundleError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no graph needs", remedy=_REMEDY)
-        facts = read_facts(path.read_bytes(), str(path))
+        content = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {reason(error)}", remedy="check its access rights") from error
+    verdict = digest_of({"rules": _RULES, "sha256": hashlib.sha256(content).hexdigest(), "files": sorted(files)})
+    if cache is not None and not fresh and cache.passed(verdict):
+        return
+    facts = read_facts(content, str(path))
     outside = sorted(facts.locations.difference(files))
     if outside:
         raise BundleError(
@@ -74,6 +84,8 @@ def audit_onnx(path: Path, *, files: Collection[str]) -> None:
     foreign = sorted(facts.domains.difference(_DOMAINS))
     if foreign:
         raise BundleError(f"{path} needs operators of {foreign[0]!a:.100}, only ONNX's own are allowed", remedy=_REMEDY)
+    if cache is not None:
+        cache.remember(verdict)
 
 
 def read_facts(content: bytes, where: str) -> OnnxFacts:

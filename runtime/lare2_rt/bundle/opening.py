@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import io
+import json
 import math
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from ..errors import BundleError
 from ..host.atomic import reason
@@ -21,6 +22,7 @@ from .manifest import (
     MANIFEST,
     MAX_BYTES,
     NOISE,
+    SCHEMA_VERSION,
     SELFCHECK,
     ComponentName,
     Manifest,
@@ -28,9 +30,8 @@ from .manifest import (
     Profile,
     TensorSpec,
     Variant,
-    parse,
 )
-from .noise import Noise
+from .noise import Noise, read_array
 from .onnx_audit import audit_onnx
 
 Expected = tuple[str, tuple[int | None, ...]]  # element type and shape; None fits any size
@@ -85,7 +86,7 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = False, progress:
 
     Args:
         path: the folder.
-        verify: hash every file even if the hash cache knows it.
+        verify: hash every file, and audit every graph, even if the cache knows it.
         progress: called with numbers of bytes while files are hashed.
 
     Raises:
@@ -94,11 +95,55 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = False, progress:
     folder = Path(path)
     manifest = parse(_read_manifest(folder), str(folder))
     _check_listing(folder, manifest)
-    _check_contents(folder, manifest, verify=verify, progress=progress)
-    for graph, files in sorted({(v.graph, v.files) for variants in manifest.components.values() for v in variants}):
-        audit_onnx(folder / graph, files=files)
+    cache = HashCache()
+    try:
+        _check_contents(folder, manifest, cache, verify=verify, progress=progress)
+        for graph, files in sorted({(v.graph, v.files) for variants in manifest.components.values() for v in variants}):
+            audit_onnx(folder / graph, files=files, cache=cache, fresh=verify)
+    finally:
+        cache.save()
     _check_chain(folder, manifest)
     return Bundle(folder, manifest, _read_noise(folder, manifest), _read_selfcheck(folder, manifest))
+
+
+def parse(content: bytes, where: str) -> Manifest:
+    """Parse and check ``manifest.json``; ``where`` names the bundle in errors.
+
+    Raises:
+        BundleError: too large, not JSON, another schema version, a wrong or unknown field, or an id that does not fit.
+    """
+    if len(content) > MAX_BYTES:
+        raise BundleError(
+            f"{where}: {MANIFEST} is larger than 1 MB, which no bundle needs", remedy="get the bundle again"
+        )
+    again = "get or build the bundle again"
+    try:
+        raw = json.loads(content)
+    except (ValueError, RecursionError):
+        raise BundleError(f"{where}: {MANIFEST} is not valid JSON", remedy=again) from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where}: manifest schema version {_show(version)} is not {SCHEMA_VERSION}, the one this lare2-rt reads",
+            remedy="install the lare2-rt that built the bundle or build it again",
+        )
+    try:
+        # JSON mode: strict about types, yet lists are accepted for tuples.
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(
+            f"{where}: {MANIFEST} is wrong at {_show(place)}: {_show(first['msg'])}", remedy=again
+        ) from None
+    if manifest.compute_id() != manifest.id or manifest.compute_lare_id() != manifest.lare_id:
+        raise BundleError(f"{where}: {MANIFEST} was changed after the build (its id does not match)", remedy=again)
+    return manifest
+
+
+def _show(value: object) -> str:
+    """A short printable form of untrusted text."""
+    return re.sub(r"[^\x20-\x7e]", "?", str(value))[:120]
 
 
 def _read_manifest(folder: Path) -> bytes:
@@ -147,22 +192,20 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"{folder}: {name} has {found[name].st_size} bytes instead of {entry.size}", remedy=again)
 
 
-def _check_contents(folder: Path, manifest: Manifest, *, verify: bool, progress: Progress | None) -> None:
-    cache = HashCache()
-    try:
-        for name, entry in manifest.files.items():
-            try:
-                actual = cache.sha256(folder / name, fresh=verify, progress=progress)
-            except OSError as error:
-                raise BundleError(
-                    f"{folder / name} cannot be read: {reason(error)}", remedy="check its access rights"
-                ) from error
-            if actual != entry.sha256:
-                raise BundleError(
-                    f"{folder}: {name} is damaged (its sha256 does not match)", remedy="get or build it again"
-                )
-    finally:
-        cache.save()
+def _check_contents(
+    folder: Path, manifest: Manifest, cache: HashCache, *, verify: bool, progress: Progress | None
+) -> None:
+    for name, entry in manifest.files.items():
+        try:
+            actual = cache.sha256(folder / name, fresh=verify, progress=progress)
+        except OSError as error:
+            raise BundleError(
+                f"{folder / name} cannot be read: {reason(error)}", remedy="check its access rights"
+            ) from error
+        if actual != entry.sha256:
+            raise BundleError(
+                f"{folder}: {name} is damaged (its sha256 does not match)", remedy="get or build it again"
+            )
 
 
 def _check_chain(folder: Path, manifest: Manifest) -> None:
@@ -238,35 +281,10 @@ def _interface(component: ComponentName, batch: int, manifest: Manifest) -> tupl
 
 def _read_noise(folder: Path, manifest: Manifest) -> Noise:
     method = manifest.method
-    return Noise.unpack(_read_array(folder, NOISE, (1 + method.ensemble, *method.latent_shape)))
+    return Noise.unpack(read_array(folder, NOISE, (1 + method.ensemble, *method.latent_shape)))
 
 
 def _read_selfcheck(folder: Path, manifest: Manifest) -> NDArray[np.float32] | None:
     if SELFCHECK not in manifest.files:
         return None
-    return _read_array(folder, SELFCHECK, (None, 2 + math.prod(manifest.method.latent_shape)))
-
-
-def _read_array(folder: Path, name: str, expected: tuple[int | None, ...]) -> NDArray[np.float32]:
-    """Read a .npy file by its header alone: ``np.load`` would also open archives and allocate what a header asks."""
-    again = "get or build the bundle again"
-    try:
-        content = io.BytesIO((folder / name).read_bytes())
-        version = npy.read_magic(content)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(content)
-    except OSError as error:
-        raise BundleError(
-            f"{folder / name} cannot be read: {reason(error)}", remedy="check its access rights"
-        ) from error
-    except Exception as error:  # the header is a Python literal, whose parser can fail in many ways
-        raise BundleError(f"{folder}: {name} is not a plain NumPy array", remedy=again) from error
-    body = content.read()
-    fits = len(shape) == len(expected) and all(w in (None, g) for w, g in zip(expected, shape, strict=True))
-    if dtype != np.float32 or not fits or fortran_order or len(body) != math.prod(shape) * dtype.itemsize or not body:
-        wanted = ", ".join("n" if size is None else str(size) for size in expected)
-        raise BundleError(f"{folder}: {name} is not a float32 array of shape [{wanted}]", remedy=again)
-    packed = np.frombuffer(body, np.float32).reshape(shape).copy()
-    if not np.isfinite(packed).all():
-        raise BundleError(f"{folder}: {name} holds NaN or infinity", remedy=again)
-    return packed
+    return read_array(folder, SELFCHECK, (None, 2 + math.prod(manifest.method.latent_shape)))

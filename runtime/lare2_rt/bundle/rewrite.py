@@ -12,8 +12,7 @@ from pathlib import Path
 
 from ..detection import DecisionRule
 from ..errors import OutputError, UsageError
-from ..host.atomic import fsync_folder, reason, write_bytes
-from ..host.rename import rename_new
+from ..host.atomic import fsync_folder, reason, rename_new, write_bytes
 from ..host.replace_folder import swap_in
 from .manifest import MANIFEST, Decision, Manifest, Scaling
 from .opening import Bundle, open_bundle

@@ -6,29 +6,22 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+import typer
 
 from .._version import __version__
-from ..bundle.locate import locate_bundle
-from ..bundle.opening import Bundle, open_bundle
-from ..engines.contract import EngineOptions
-from ..engines.selection import select_engine
 from ..errors import EngineError, UsageError
-from ..host.atomic import atomic_text, check_target
-from ..host.console import EXIT_FILES, say, say_if_restored
-from ..host.machine import available_memory, available_threads, cpu_facts, processors
-from ..host.progress import hashing_progress
-from ..host.text import printable
-from ..pixels.preprocess import preprocess
-from ..results.writers import format_for, print_tables
-from ..tools.bench.measure import BenchOptions, Mode, Row, measure
+from ..host.console import EXIT_FILES, say
+from ..host.progress import counting, hashing_progress
+from .options import Threads, Verify, located
+
+if TYPE_CHECKING:
+    from ..bundle.opening import Bundle
+    from ..tools.bench.measure import BenchOptions, Mode, Row
 
 _HEADINGS = (
     "engine", "version", "batch", "threads", "p50 ms", "p90 ms", "p99 ms", "images/s", "load s", "peak MB",
@@ -36,76 +29,99 @@ _HEADINGS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class BenchCommand:
-    """The options of ``lare2-rt bench``; None means default."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command; None means default."""
 
-    bundle: str | None
-    engines: tuple[str, ...] | None
-    threads: int | None
-    batch: int | None
-    rounds: int | None
-    image: str | None
-    format: Literal["table", "json"] | None
-    out: str | None
-    force: bool
-    verify: bool
+    bundle: Annotated[str | None, typer.Option(help="Bundle folder. Default: the one that 'infer' would use.")] = None
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Engine to measure; repeat for several. Default: all that can be used.")
+    ] = None
+    threads: Threads = None
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images per engine call, one of the bundle's sizes. Default: 1.")
+    ] = None
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, max=100_000, help="Timed calls of each engine. Default: as many as take 40 seconds."),
+    ] = None
+    image: Annotated[
+        str | None, typer.Option(help="Picture to score. Default: a drawn one; the time does not depend on it.")
+    ] = None
+    format: Annotated[
+        Literal["table", "json"] | None,
+        typer.Option(help="Output format. Default: by the ending of --out, else table."),
+    ] = None
+    out: Annotated[str | None, typer.Option(help="Write to this file instead of standard output.")] = None
+    force: Annotated[bool, typer.Option("--force", help="Let --out replace an existing file.")] = False
+    verify: Verify = False
 
 
-def run(command: BenchCommand) -> int:
-    """Measure and write the report; return the exit code. Raises Lare2Error before anything is measured."""
-    target = Path(command.out) if command.out is not None else None
-    form = _format(command, target)
+def run(options: Options) -> int:
+    """Measure the engines on this machine in about a minute; from then on 'auto' takes the fastest.
+
+    Each is checked against what the reference gave when the bundle was built. Engines that compile do so first.
+
+    Exit code: 0 all fine, 1 an engine failed or is not faithful, 2 nothing could start, 130 interrupted.
+    """
+    from ..bundle.opening import open_bundle
+    from ..host.atomic import atomic_text, check_target
+    from ..host.machine import available_threads
+    from ..tools.bench.measure import BenchOptions, measure
+
+    target = Path(options.out) if options.out is not None else None
+    form = _format(options, target)
     if target is not None:
-        check_target(target, overwrite=command.force)
-    located = locate_bundle(command.bundle)
-    say_if_restored(located)
+        check_target(target, overwrite=options.force)
+    found = located(options.bundle)
     with hashing_progress() as hashed:
-        bundle = open_bundle(located.path, verify=command.verify, progress=hashed)
-    image = _image(command, bundle)
-    options = BenchOptions(
-        threads=command.threads or available_threads(),
-        batch=command.batch,
-        rounds=command.rounds,
-        engines=command.engines,
-        image=image,
+        bundle = open_bundle(found.path, verify=options.verify, progress=hashed)
+    wanted = BenchOptions(
+        threads=options.threads or available_threads(),
+        batch=options.batch,
+        rounds=options.rounds,
+        engines=tuple(options.engine) if options.engine else None,
+        image=_image(options, bundle),
     )
-    say(f"measuring bundle {bundle.label} with {options.threads} threads")
-    with _progress() as step:
-        rows, mode = measure(bundle, options, notify=say, progress=step)
-    text = _json(bundle, options, rows, mode) if form == "json" else _table(rows)
+    say(f"measuring bundle {bundle.label} with {wanted.threads} threads")
+    with counting("rounds") as step:
+        rows, mode = measure(bundle, wanted, notify=say, progress=step)
+    text = _json(bundle, wanted, rows, mode) if form == "json" else _table(rows)
     if target is None:
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
-        with atomic_text(target, overwrite=command.force) as stream:
+        with atomic_text(target, overwrite=options.force) as stream:
             stream.write(text)
-    _conclude(bundle, options, rows, mode)
+    _conclude(bundle, wanted, rows, mode)
     return EXIT_FILES if any(row.failed for row in rows) else 0
 
 
-def _format(command: BenchCommand, target: Path | None) -> Literal["table", "json"]:
-    if command.format is not None:
-        return command.format
-    form = "table" if target is None else format_for(target.suffix)
-    if form == "table":
-        return "table"
-    if form == "json":
-        return "json"
-    raise UsageError(f"cannot tell the format of {target} from its ending", remedy="add --format table or json")
+def _format(options: Options, target: Path | None) -> str:
+    from ..results.writers import format_for
+
+    form = options.format or ("table" if target is None else format_for(target.suffix))
+    if form not in ("table", "json"):
+        raise UsageError(f"cannot tell the format of {target} from its ending", remedy="add --format table or json")
+    return form
 
 
-def _image(command: BenchCommand, bundle: Bundle) -> Path | None:
+def _image(options: Options, bundle: Bundle) -> Path | None:
     """Read the picture once here, so that a bad one is told before any engine is loaded; raises ImageError."""
-    if command.image is None:
+    from ..pixels.preprocess import preprocess
+
+    if options.image is None:
         return None
     method = bundle.manifest.method
-    preprocess(command.image, bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size)
-    return Path(command.image).absolute()
+    preprocess(options.image, bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size)
+    return Path(options.image).absolute()
 
 
 def _conclude(bundle: Bundle, options: BenchOptions, rows: Sequence[Row], mode: Mode) -> None:
     """Say on standard error what was not measured and why, how, and what ``auto`` makes of it."""
+    from ..engines.contract import EngineOptions
+    from ..engines.selection import select_engine
+
     for row in rows:
         if row.problem is not None:
             say(f"{row.name} {'failed' if row.attempted else 'was not measured'}: {row.problem}")
@@ -123,39 +139,37 @@ def _conclude(bundle: Bundle, options: BenchOptions, rows: Sequence[Row], mode: 
 
 
 def _table(rows: Sequence[Row]) -> str:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("engine", "version", "check") else "right")
-    for row in rows:
-        if row.info is None or not row.latency:
-            cells: tuple[str, ...] = (
-                row.name,
-                *[""] * (len(_HEADINGS) - 2),
-                "failed" if row.attempted else "not usable",
-            )
-        else:
-            check = row.check
-            times = (f"{row.percentile(percent):.1f}" for percent in (50, 90, 99))
-            cells = (
-                row.name,
-                row.info.version,
-                str(row.info.batch),
-                str(row.info.threads),
-                *times,
-                f"{1e3 * row.info.batch / row.percentile(50):.2f}",
-                f"{row.load:.2f}",
-                "" if row.peak is None else f"{row.peak / 1e6:.0f}",
-                "" if check is None else f"{check.lare:.1e}",
-                "" if check is None else f"{check.probability:.1e}",
-                "none in the bundle" if check is None else "passed" if check.passed else "FAILED",
-            )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+    from ..results.writers import print_tables
+    from .tables import listing
+
+    right = [heading for heading in _HEADINGS if heading not in ("engine", "version", "check")]
     stream = io.StringIO()
-    print_tables((table,), stream, colour=False)
+    print_tables((listing(_HEADINGS, map(_cells, rows), right=right),), stream, colour=False)
     return stream.getvalue()
 
 
+def _cells(row: Row) -> list[str]:
+    if row.info is None or not row.latency:
+        return [row.name, *[""] * (len(_HEADINGS) - 2), "failed" if row.attempted else "not usable"]
+    check = row.check
+    return [
+        row.name,
+        row.info.version,
+        str(row.info.batch),
+        str(row.info.threads),
+        *(f"{row.percentile(percent):.1f}" for percent in (50, 90, 99)),
+        f"{1e3 * row.info.batch / row.percentile(50):.2f}",
+        f"{row.load:.2f}",
+        "" if row.peak is None else f"{row.peak / 1e6:.0f}",
+        "" if check is None else f"{check.lare:.1e}",
+        "" if check is None else f"{check.probability:.1e}",
+        "none in the bundle" if check is None else "passed" if check.passed else "FAILED",
+    ]
+
+
 def _json(bundle: Bundle, options: BenchOptions, rows: Sequence[Row], mode: Mode) -> str:
+    from ..host.machine import available_memory, cpu_facts, processors
+
     document = {
         "schema": "lare2-rt/bench/1",
         "lare2_rt": __version__,
@@ -183,8 +197,7 @@ def _entry(row: Row) -> dict[str, Any]:
     check = None
     if row.check is not None:
         # JSON has no infinity, which is what a value that is not finite makes of the other figures.
-        finite = {name: value if value != float("inf") else None for name, value in asdict(row.check).items()}
-        check = finite
+        check = {name: None if value == float("inf") else value for name, value in asdict(row.check).items()}
     return {
         **entry,
         **asdict(row.info),
@@ -195,17 +208,3 @@ def _entry(row: Row) -> dict[str, Any]:
         "peak_memory": row.peak,
         "check": check,
     }
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rounds", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from ..engines.cache.cache import CachedEngine, CompiledCache
-from ..engines.measurements import Records
-from ..engines.registry import entry_of
 from ..host.console import say
-from ..host.text import printable
-from ..results.writers import print_tables
+
+if TYPE_CHECKING:
+    from ..engines.cache.cache import CachedEngine, CompiledCache
 
 
-def show(engine: str | None, *, as_json: bool) -> None:
-    """Print the entries of the cache; raises EngineError where there is no such engine."""
-    _check(engine)
+@dataclass(frozen=True, kw_only=True)
+class ClearOptions:
+    """The options of ``cache clear``."""
+
+    engine: Annotated[str | None, typer.Option(help="Only what this engine compiled and measured. Default: all.")] = (
+        None
+    )
+
+    def check(self) -> None:
+        """Raise EngineError where there is no such engine."""
+        from ..engines.registry import entry_of
+
+        if self.engine is not None:
+            entry_of(self.engine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions(ClearOptions):
+    """The options of ``cache ls``."""
+
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
+
+
+def list_entries(options: ListOptions) -> None:
+    """Show compiled engines: size, last use, and whether somebody is using them."""
+    from ..engines.cache.cache import CompiledCache
+    from .tables import listing, show, show_json
+
+    options.check()
     cache = CompiledCache()
-    entries = [entry for entry in cache.entries() if engine in (None, entry.engine)]
-    if as_json:
-        json.dump(_document(cache, entries), sys.stdout, indent=2)
-        sys.stdout.write("\n")
+    entries = [entry for entry in cache.entries() if options.engine in (None, entry.engine)]
+    if options.as_json:
+        show_json(_document(cache, entries))
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("engine", "version", "model", "size", "last used", "key"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
-    for entry in entries:
-        used = "now" if entry.in_use else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        name = (entry.engine, entry.version, entry.label) if entry.engine else ("damaged", "", "")
-        facts = (*name, f"{entry.size / 1e6:.1f} MB", used, entry.key[:12])
-        table.add_row(*(Text(printable(fact)) for fact in facts))
-    print_tables((table,), sys.stdout, colour=sys.stdout.isatty())
+    show(listing(("engine", "version", "model", "size", "last used", "key"), map(_row, entries), right=("size",)))
     total = sum(entry.size for entry in entries)
     say(f"{len(entries)} compiled, {total / 1e6:.1f} MB, in {cache.folder}, which may hold {cache.limit / 1e9:g} GB")
 
 
-def clear(engine: str | None) -> None:
-    """Remove entries and records, and say how many. Raises EngineError or OutputError."""
-    _check(engine)
-    gone, kept = CompiledCache().clear(engine)
-    measured = Records().clear(engine)
+def clear(options: ClearOptions) -> None:
+    """Remove compiled engines and what was measured with them; what is in use stays."""
+    from ..engines.cache.cache import CompiledCache
+    from ..engines.measurements import Records
+
+    options.check()
+    gone, kept = CompiledCache().clear(options.engine)
+    measured = Records().clear(options.engine)
     say(
         f"removed {len(gone)} compiled engines ({sum(entry.size for entry in gone) / 1e6:.1f} MB) and {measured} "
         "measurements"
@@ -53,9 +69,10 @@ def clear(engine: str | None) -> None:
         say(f"{len(kept)} stay because they are in use; try again when no other lare2-rt runs")
 
 
-def _check(engine: str | None) -> None:
-    if engine is not None:
-        entry_of(engine)
+def _row(entry: CachedEngine) -> tuple[str, ...]:
+    used = "now" if entry.in_use else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    name = (entry.engine, entry.version, entry.label) if entry.engine else ("damaged", "", "")
+    return *name, f"{entry.size / 1e6:.1f} MB", used, entry.key[:12]
 
 
 def _document(cache: CompiledCache, entries: list[CachedEngine]) -> dict[str, object]:

@@ -3,94 +3,111 @@
 from __future__ import annotations
 
 import json
-import sys
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-from rich import box
-from rich.table import Table
+import typer
 
-from ..bundle.locate import locate_bundle
-from ..bundle.manifest import Precision
-from ..bundle.opening import Bundle
-from ..bundle.rewrite import check_place, decision_of, write_with_decision
-from ..detector import Detector
 from ..errors import EngineError, OutputError, UsageError
-from ..host.atomic import check_target, reason, write_bytes
 from ..host.console import EXIT_FILES, Interrupted, say
-from ..host.progress import hashing_progress, stepping
-from ..results.writers import print_tables
-from ..tools.datasets.opening import open_data
-from ..tools.evaluation.calibrate import CalibrationReport, Quality, Rate, calibrate, check_enough
-from ..tools.evaluation.items import Selection, select
-from ..tools.evaluation.scorer import DetectorScorer
-from ..tools.evaluation.store import Scored, ScoreStore, score
+from ..host.progress import stepping
+from .options import EngineChoice, Labelled, located
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..bundle.opening import Bundle
+    from ..detector import Detector
+    from ..tools.evaluation.calibrate import CalibrationReport, Quality, Rate
+    from ..tools.evaluation.items import Selection
+    from ..tools.evaluation.store import Scored
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrateOptions:
-    """The options of ``lare2-rt calibrate``; None means default."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command; None means default."""
 
-    bundle: str | None
-    out: str
-    fpr: float
-    split: str | None
-    scores: str | None
-    report: str | None
-    force: bool
-    engine: str
-    precision: Precision | None
-    threads: int | None
-    batch: int | None
-    seed: int
-    crops: int | None = None
+    data: Labelled
+    out: Annotated[str, typer.Option(help="Folder of the new bundle.")]
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="Bundle to calibrate, left as it is. Default: the one that 'infer' would use."),
+    ] = None
+    fpr: Annotated[
+        float,
+        typer.Option(help="Share of real images that may be called generated, and of generated ones called real."),
+    ] = 0.01
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val, test or all. Default: val; all images where the set has no splits."),
+    ] = None
+    scores: Annotated[
+        str | None, typer.Option(help="Folder of scores, so that a stopped run goes on. Default: OUT.scores.")
+    ] = None
+    report: Annotated[str | None, typer.Option(help="Write what changed to this JSON file.")] = None
+    force: Annotated[bool, typer.Option("--force", help="Let --out replace an existing bundle.")] = False
+    engine: EngineChoice
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the folds and of the bootstrap.")] = 0
+    crops: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows per image (1, 4, 9, 16 ...); 'infer' then takes as many. Default: 1."),
+    ] = None
 
 
-def run(data: str, options: CalibrateOptions) -> int:
-    """Score the split, fit, write the new bundle; return the exit code. Raises Lare2Error before the first image."""
-    warnings.filterwarnings("ignore", module=r"PIL\b")
-    out = Path(options.out)
-    check_place(locate_bundle(options.bundle).path, out, force=options.force)
+def run(options: Options) -> int:
+    """Measure temperature, bias and two thresholds on labelled images, and write them as a new bundle.
+
+    Exit code: as 'infer'.
+    """
+    import numpy as np
+
+    from ..bundle.rewrite import check_place, decision_of, write_with_decision
+    from ..host.atomic import check_target, write_bytes
+    from ..tools.datasets.build import open_data
+    from ..tools.evaluation.calibrate import calibrate, check_enough
+    from ..tools.evaluation.items import select
+    from .tables import show
+
+    out, found = Path(options.out), located(options.bundle)
+    check_place(found.path, out, force=options.force)
     if options.report is not None:
         check_target(Path(options.report), overwrite=True)
-    selection = select(open_data(data), options.split, default="val")
+    selection = select(open_data(options.data), options.split, default="val")
     check_enough(selection.generated, selection.groups, options.fpr)  # before hours of scoring
     if selection.split == "train":
-        say("note: a detector is surer of images that it was trained on; calibrate on others where you can")
-    with hashing_progress() as hashed:
-        detector = Detector.load(
-            options.bundle,
-            engine=options.engine,
-            precision=options.precision,
-            batch=options.batch,
-            threads=options.threads,
-            progress=hashed,
-            notify=say,
-            crops=options.crops,
-        )
-    with detector:
+        say("note: scores on training images are overconfident; calibrate on held-out images where you can")
+    # A file that crashes or hangs its decoder must not end a run of hours.
+    with options.engine.detector(found, crops=options.crops, isolate=True) as detector:
+        manifest = detector.bundle.manifest
         _refuse_unfit(detector.bundle)
-        outcome = _score(detector, selection, Path(options.scores or f"{options.out}.scores"))
-        if isinstance(outcome, int):
-            return outcome
-        report, failures = _calibrated(outcome, selection, detector, options)
+        scored = _score(detector, selection, Path(options.scores or f"{options.out}.scores"))
+        if isinstance(scored, int):
+            return scored
+        for failure in scored.failures:
+            say(f"{failure.name}: {failure.error}")
+        known = ~np.isnan(scored.logits[:, 0])
+        report = calibrate(
+            scored.logits[known],
+            selection.generated[known],
+            selection.groups[known],
+            current=manifest.rule,
+            rate=options.fpr,
+            seed=options.seed,
+        )
         # A demonstration stays one, whatever its thresholds.
-        shown = detector.bundle.manifest.rule.demonstration
-        rule = replace(report.rule, crops=detector.info.provenance.crops, demonstration=shown)
+        rule = replace(report.rule, crops=detector.info.provenance.crops, demonstration=manifest.rule.demonstration)
         report = replace(report, rule=rule)
         decision = decision_of(rule, _data_line(report, selection))
         bundle = write_with_decision(detector.bundle, out, decision, force=options.force)
     if options.report is not None:
         write_bytes(Path(options.report), (json.dumps(_as_dict(report, bundle, selection), indent=2) + "\n").encode())
-    print_tables((_table(report),), sys.stdout, colour=sys.stdout.isatty())
+    show(_table(report))
     say(
-        f"{out} is bundle {bundle.label}, with the thresholds 'real below' {report.rule.real_below:.4f} and "
-        f"'generated from' {report.rule.generated_from:.4f}; {detector.bundle.path} is as it was"
+        f"{out} is bundle {bundle.label}, with the thresholds 'real below' {rule.real_below:.4f} and "
+        f"'generated from' {rule.generated_from:.4f}; {detector.bundle.path} is as it was"
     )
-    return EXIT_FILES if failures else 0
+    return EXIT_FILES if scored.failures else 0
 
 
 def _refuse_unfit(bundle: Bundle) -> None:
@@ -106,18 +123,18 @@ def _refuse_unfit(bundle: Bundle) -> None:
 
 def _score(detector: Detector, selection: Selection, folder: Path) -> Scored | int:
     """Return the scores, or the exit code of a run that was stopped."""
-    scorer = DetectorScorer(detector)
-    facts = scorer.provenance
-    say(
-        f"bundle {facts.bundle_name} ({facts.bundle_id[:12]}) on {facts.engine} {facts.engine_version} {facts.device}, "
-        f"{len(selection.items)} images of split {selection.split}"
-    )
+    from ..host.atomic import reason
+    from ..tools.evaluation.scorer import scorer_of
+    from ..tools.evaluation.store import ScoreStore, score
+
+    say(f"{len(selection.items)} images of split {selection.split}, scores in {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"cannot create {folder}: {reason(error)}", remedy="choose another place with --scores"
         ) from error
+    scorer = scorer_of(detector)
     try:
         with stepping("scoring", len(selection.items)) as step:
             return score(scorer, selection.items, store=ScoreStore(folder, scorer, None), step=step)
@@ -128,23 +145,6 @@ def _score(detector: Detector, selection: Selection, folder: Path) -> Scored | i
     except (EngineError, OutputError) as error:
         say(f"stopped: {error}; the scores so far are in {folder}")
         return EXIT_FILES
-
-
-def _calibrated(
-    scored: Scored, selection: Selection, detector: Detector, options: CalibrateOptions
-) -> tuple[CalibrationReport, int]:
-    for failure in scored.failures:
-        say(f"{failure.name}: {failure.error}")
-    known = ~np.isnan(scored.logits[:, 0])
-    report = calibrate(
-        scored.logits[known],
-        selection.generated[known],
-        selection.groups[known],
-        current=detector.bundle.manifest.rule,
-        rate=options.fpr,
-        seed=options.seed,
-    )
-    return report, len(scored.failures)
 
 
 def _data_line(report: CalibrationReport, selection: Selection) -> str:
@@ -169,19 +169,17 @@ def _as_dict(report: CalibrationReport, bundle: Bundle, selection: Selection) ->
 
 
 def _table(report: CalibrationReport) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "before", "before, threshold 0.5", "after, on images not fitted on"):
-        table.add_column(heading, justify="right" if heading else "left")
+    from .tables import listing
+
+    columns = ("before", "before, threshold 0.5", "after, on images not fitted on")
     qualities = (report.before, report.before_at_half, report.after)
-    rows: list[tuple[str, Sequence[str]]] = [
-        ("ECE (15 bins)", [_ece(quality) for quality in qualities]),
-        ("real called generated", [_rate(quality.false_positives) for quality in qualities]),
-        ("generated called real", [_rate(quality.misses) for quality in qualities]),
-        ("unsure", [_rate(quality.unsure) for quality in qualities]),
-    ]
-    for name, cells in rows:
-        table.add_row(name, *cells)
-    return table
+    rows = (
+        ("ECE (15 bins)", *map(_ece, qualities)),
+        ("real called generated", *(_rate(quality.false_positives) for quality in qualities)),
+        ("generated called real", *(_rate(quality.misses) for quality in qualities)),
+        ("unsure", *(_rate(quality.unsure) for quality in qualities)),
+    )
+    return listing(("", *columns), rows, right=columns)
 
 
 def _ece(quality: Quality) -> str:

@@ -6,27 +6,51 @@ import getpass
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ..host.console import EXIT_FILES
-from ..tools import doctor
-from ..tools.doctor import Finding
+
+if TYPE_CHECKING:
+    from ..tools.doctor import Finding
 
 SCHEMA = "lare2-rt/doctor/1"
+_ANSI = {"ok": "32", "note": "2", "warn": "33", "bad": "1;31"}
 
 
-def run(bundle: str | None, *, as_json: bool, seconds: float) -> int:
-    """Print what was found; returns 1 where something does not work, else 0."""
-    findings = list(doctor.examine(bundle, engine_seconds=seconds, progress=_progress))
-    _clear()
-    bad = any(finding.status == "bad" for finding in findings)
-    if as_json:
-        json.dump(document(findings), sys.stdout, indent=2)
-        sys.stdout.write("\n")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command; None means default."""
+
+    bundle: Annotated[
+        str | None, typer.Option(help="Bundle folder to look at. Default: the one that 'infer' would use.")
+    ] = None
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON to paste into an issue, without your home folder and name.")
+    ] = False
+    seconds: Annotated[
+        float, typer.Option("--engine-seconds", min=1, help="Give up on an engine that takes longer to open.")
+    ] = 120
+
+
+def run(options: Options) -> int:
+    """Look for what does not work here: packages, machine, GPU, bundle, cache, formats, and each engine by opening it.
+
+    Exit code: 0 nothing is broken, 1 something is, with its remedy, 130 interrupted.
+    """
+    from ..tools import doctor
+
+    findings = list(doctor.examine(options.bundle, engine_seconds=options.seconds, progress=_progress))
+    if sys.stderr.isatty():
+        _status("")
+    if options.as_json:
+        sys.stdout.write(json.dumps(document(findings), indent=2) + "\n")
     else:
         _print(findings)
-    return EXIT_FILES if bad else 0
+    return EXIT_FILES if any(finding.status == "bad" for finding in findings) else 0
 
 
 def document(findings: Sequence[Finding]) -> dict[str, Any]:
@@ -68,22 +92,17 @@ def _impersonal(text: str) -> str:
 
 
 def _print(findings: Sequence[Finding]) -> None:
-    try:
-        from ..host.text import printable
-    except Exception:  # rich, numpy or Pillow are among what is broken
-        for finding in findings:
-            remedy = f" -> {finding.remedy}" if finding.remedy else ""
-            sys.stdout.write(
-                ascii(f"{finding.status:5} {finding.area}: {finding.name}: {finding.text}{remedy}")[1:-1] + "\n"
-            )
-        return
+    from ..host.text import printable
+
     colour = sys.stdout.isatty()
     area = None
     for finding in findings:
         if finding.area != area:
             area = finding.area
             sys.stdout.write(f"{area}\n")
-        status = _coloured(finding.status) if colour else f"{finding.status:5}"
+        status = f"{finding.status:5}"
+        if colour:
+            status = f"\x1b[{_ANSI[finding.status]}m{status}\x1b[0m"
         sys.stdout.write(f"  {status} {printable(finding.name)}: {printable(finding.text)}\n")
         if finding.remedy is not None:
             sys.stdout.write(f"        → {printable(finding.remedy)}\n")
@@ -91,20 +110,11 @@ def _print(findings: Sequence[Finding]) -> None:
     sys.stdout.write(", ".join(counts) + "\n")
 
 
-_ANSI = {"ok": "32", "note": "2", "warn": "33", "bad": "1;31"}
-
-
-def _coloured(status: str) -> str:
-    return f"\x1b[{_ANSI[status]}m{status:5}\x1b[0m"
-
-
 def _progress(words: str) -> None:
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[Klooking at {words} ...")
-        sys.stderr.flush()
+        _status(f"looking at {words} ...")
 
 
-def _clear() -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+def _status(words: str) -> None:
+    sys.stderr.write(f"\r\x1b[K{words}")
+    sys.stderr.flush()

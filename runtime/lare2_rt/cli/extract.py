@@ -4,37 +4,69 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from ..bundle.locate import embedded_bundle, locate_bundle
-from ..bundle.opening import Bundle
-from ..engines.contract import OpenEngine
+import typer
+
 from ..errors import EngineError, OutputError
-from ..host.console import EXIT_FILES, Interrupted, ignore_interrupts, say, say_if_restored
+from ..host.console import EXIT_FILES, Interrupted, ignore_interrupts, say
 from ..host.progress import counting, hashing_progress
-from ..tools.features.extract import Extraction, ExtractOptions
-from ..tools.features.sources import sources_of
+from .options import BundleFolder, EngineChoice, Root, Verify, located
+
+if TYPE_CHECKING:
+    from ..tools.features.extract import Extraction
 
 _RESUME = "what is finished is kept: run the same command again to go on"
 
 
-def run(data: str, out: str, options: ExtractOptions, *, root: str | None) -> int:
-    """Extract everything that is missing; return the exit code. Raises Lare2Error before the first image."""
-    # The decoder answers in sentences; Pillow's warnings about sizes and damaged metadata would come on top.
-    warnings.filterwarnings("ignore", module=r"PIL\b")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command; None means default."""
+
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Index from 'lare2-rt index', list, or folder of images.")]
+    out: Annotated[str, typer.Option(help="Folder of the features; one that was begun is completed.")]
+    embeddings: Annotated[
+        bool | None,
+        typer.Option("--embeddings/--no-embeddings", help="Keep CLIP embeddings too. Default: as the folder has it."),
+    ] = None
+    shard: Annotated[
+        int | None,
+        typer.Option(min=1, max=1 << 20, help="Rows of a shard. Default: as the folder has it, else 1024."),
+    ] = None
+    root: Root = None
+    bundle: BundleFolder = None
+    engine: EngineChoice
+    verify: Verify = False
+
+
+def run(options: Options) -> int:
+    """Extract LaRE maps into shards, once per content; a run that was stopped goes on where it was.
+
+    Exit code: 0 all extracted, 1 some images failed, 2 nothing could start, 130 interrupted.
+    """
+    from ..tools.features.extract import Extraction, ExtractOptions
+    from ..tools.features.sources import sources_of
+
     with counting("reading") as step:
-        sources = sources_of(data, root=root, threads=options.threads, progress=step)
-    say_if_restored(locate_bundle(options.bundle))
+        sources = sources_of(options.data, root=options.root, threads=options.engine.threads, progress=step)
+    wanted = ExtractOptions(
+        bundle=located(options.bundle),
+        **asdict(options.engine),
+        verify=options.verify,
+        embeddings=options.embeddings,
+        shard=options.shard,
+    )
     with hashing_progress() as hashed:
-        extraction = Extraction.open(sources, out, options, progress=hashed)
+        extraction = Extraction.open(sources, options.out, wanted, progress=hashed, notify=say)
     with extraction:
-        _announce(extraction.bundle, extraction.engine)
+        _announce(extraction)
         for failure in extraction.failures:
             say(f"{failure.path}: {failure.error}")
-        return _run(extraction, out)
+        return _extract(extraction, options.out)
 
 
-def _run(extraction: Extraction, out: str) -> int:
+def _extract(extraction: Extraction, out: str) -> int:
     done = failed = 0
     begin = time.perf_counter()
     try:
@@ -65,8 +97,11 @@ def _run(extraction: Extraction, out: str) -> int:
     return EXIT_FILES if extraction.failures else 0
 
 
-def _announce(bundle: Bundle, engine: OpenEngine) -> None:
-    info, manifest = engine.info, bundle.manifest
+def _announce(extraction: Extraction) -> None:
+    from ..bundle.locate import embedded_bundle
+
+    bundle, info = extraction.bundle, extraction.engine.info
+    manifest = bundle.manifest
     place = "embedded" if bundle.path == embedded_bundle() else bundle.path
     say(
         f"bundle {manifest.model.name} ({manifest.id[:12]}, {place}), LaRE {manifest.lare_id[:12]}, on "

@@ -1,4 +1,4 @@
-"""The chain VAE encoder → UNet step → CLIP backbone → EGRE for engines that run one component at a time."""
+"""The chain VAE encoder → UNet step → CLIP backbone → EGRE for engines that run one component at a time; its checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.manifest import Variant
+from ..bundle.manifest import ComponentName, TensorSpec, Variant
 from ..bundle.noise import Noise
 from ..errors import EngineError
 from .contract import ChainOutput, EngineInfo, Float32, UInt8, WindowOutput
@@ -22,7 +22,12 @@ class ComponentChain:
     """Implements ``OpenEngine`` over four callables, each from named input arrays to named output arrays."""
 
     def __init__(
-        self, info: EngineInfo, components: Mapping[str, Component], *, noise: Noise, close: Callable[[], None]
+        self,
+        info: EngineInfo,
+        components: Mapping[ComponentName, Component],
+        *,
+        noise: Noise,
+        close: Callable[[], None],
     ) -> None:
         self._info = info
         self._components = dict(components)
@@ -35,8 +40,8 @@ class ComponentChain:
         return self._info
 
     @property
-    def components(self) -> Mapping[str, Component]:
-        """The parts of the chain by name, for who wants what lies between them; empty once it is closed."""
+    def components(self) -> Mapping[ComponentName, Component]:
+        """The components by name, for callers that need intermediate results; empty once it is closed."""
         return self._components
 
     def run(self, image: UInt8, crop: UInt8, *, noise: Noise | None = None) -> ChainOutput:
@@ -59,9 +64,9 @@ class ComponentChain:
         inputs = {"lare": lare, "embedding": clip["embedding"], "layer3": clip["layer3"]}
         return clip, self._call("egre", inputs, timings)
 
-    def _call(self, name: str, inputs: Arrays, timings: dict[str, float]) -> Outputs:
+    def _call(self, name: ComponentName, inputs: Arrays, timings: dict[str, float]) -> Outputs:
         if not self._components:
-            raise EngineError(f"the engine {self._info.name} is closed", remedy="open it again")
+            raise closed(self._info)
         begin = time.perf_counter()
         outputs = self._components[name](inputs)
         timings[name] = (time.perf_counter() - begin) * 1e3
@@ -76,13 +81,21 @@ class ComponentChain:
 def check_inputs(variant: Variant, inputs: Arrays) -> None:
     """Raise EngineError unless the arrays are what a graph takes; some libraries would cast or read past the end."""
     for spec in variant.inputs:
-        array = inputs[spec.name]
-        if (array.dtype, array.shape) != (np.dtype(spec.dtype), spec.shape):
-            raise EngineError(
-                f"{variant.graph} takes {spec.name} as {spec.dtype} {list(spec.shape)}, not {array.dtype} "
-                f"{list(array.shape)}",
-                remedy="report it",
-            )
+        check_array(inputs[spec.name], spec, taker=variant.graph)
+
+
+def check_array(array: NDArray[np.generic], spec: TensorSpec, *, taker: str) -> None:
+    """Raise EngineError unless an array has the type and shape of a tensor that ``taker`` takes."""
+    if (array.dtype, array.shape) != (np.dtype(spec.dtype), spec.shape):
+        raise EngineError(
+            f"{taker} takes {spec.name} as {spec.dtype} {list(spec.shape)}, not {array.dtype} {list(array.shape)}",
+            remedy="report it",
+        )
+
+
+def closed(info: EngineInfo) -> EngineError:
+    """Return the error of a call to an engine that was closed."""
+    return EngineError(f"the engine {info.name} is closed", remedy="open it again")
 
 
 def check_outputs(variant: Variant, outputs: Arrays) -> None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.manifest import COMPONENTS, ComponentName, Precision, Profile, TensorSpec, Variant
+from ..bundle.manifest import ComponentName, Precision, TensorSpec, Variant
 from ..bundle.noise import Noise
 from ..bundle.opening import Bundle
 from ..errors import EngineError
+from ..host.integrity import digest_of
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 Notify = Callable[[str], None]
+Foreign = Any  # what a library without types gives or takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class WindowEngine(Protocol):
 
 
 class Engine(Protocol):
-    """An engine that may or may not be usable here. ``CpuEngine`` and the GPU engines implement it."""
+    """An engine that may or may not be usable here. ``RegisteredEngine`` implements most of it."""
 
     @property
     def name(self) -> str:
@@ -173,19 +173,11 @@ class Engine(Protocol):
         """Load the engine; raises EngineError or BundleError."""
 
 
-def build_key(bundle: Bundle, variants: Mapping[str, Variant], facts: Mapping[str, str | int]) -> str:
+def build_key(bundle: Bundle, variants: Mapping[ComponentName, Variant], facts: Mapping[str, str | int]) -> str:
     """Return sha256 in hex over the graphs and weights in use and everything else that decides the compiled engine."""
     files = sorted({name for variant in variants.values() for name in (variant.graph, *variant.files)})
-    content = {
-        "files": {name: bundle.manifest.files[name].sha256 for name in files},
-        "facts": dict(facts),
-    }
-    return digest_of(content)
-
-
-def digest_of(content: Mapping[str, object]) -> str:
-    """Return sha256 in hex over the canonical JSON of ``content``."""
-    return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
+    hashes = {name: bundle.manifest.files[name].sha256 for name in files}
+    return digest_of({"files": hashes, "facts": dict(facts)})
 
 
 def tensors_of(variants: Mapping[ComponentName, Variant]) -> dict[str, TensorSpec]:
@@ -201,12 +193,3 @@ def tensors_of(variants: Mapping[ComponentName, Variant]) -> dict[str, TensorSpe
             if (known.dtype, known.shape) != (spec.dtype, spec.shape):
                 raise EngineError(f"two components disagree about {spec.name}", remedy="build the bundle again")
     return specs
-
-
-def choose_variants(
-    bundle: Bundle, options: EngineOptions, *, profile: Profile, default_precision: Precision, default_batch: int
-) -> dict[str, Variant]:
-    """Return one variant per component for the options; raises BundleError when the bundle lacks one."""
-    precision = options.precision or default_precision
-    batch = options.batch or (default_batch if default_batch in bundle.batches else bundle.batches[0])
-    return {name: bundle.variant(name, batch=batch, precision=precision, profile=profile) for name in COMPONENTS}

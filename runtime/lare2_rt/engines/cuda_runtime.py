@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError, first_line
+from .contract import Foreign
 
 ALIGNMENT = 256  # bytes; TensorRT takes no address that is not a multiple
 # Error codes for which the remedy is another than 'report it'.
 _REMEDIES = {
     2: "free some GPU memory or use a smaller batch (--batch 1)",
     35: "install the NVIDIA driver, or update it to 580 or newer",
-    100: "no NVIDIA GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES",
-    209: "the GPU is not supported by this CUDA version",
-    804: "the driver is older than this CUDA version: update it",
+    100: "check nvidia-smi and CUDA_VISIBLE_DEVICES: no NVIDIA GPU is visible",
+    209: "use another engine: the GPU is not supported by this CUDA version",
+    804: "update the driver, which is older than this CUDA version",
 }
 _CAPTURE_ERRORS = range(900, 911)
 
@@ -40,12 +41,13 @@ class Gpu:
     runtime: int
 
 
+@dataclass(frozen=True, slots=True)
 class Buffer:
     """Device memory of a fixed shape and element type."""
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.address = address
-        self.shape, self.dtype = shape, dtype
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
     @property
     def nbytes(self) -> int:
@@ -65,12 +67,12 @@ class Cuda:
         self._binding = binding
         self._stack = stack
 
-    def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401 - the binding has no types
+    def call(self, name: str, *arguments: Foreign) -> Foreign:
         """Call a function of the binding; returns its value (None, one, or a tuple), raises EngineError."""
         error, *values = getattr(self._binding, name)(*arguments)
         code = int(error)
         if code:
-            raise EngineError(self._explain(name, code))
+            raise self._failure(name, code)
         return values[0] if len(values) == 1 else tuple(values) or None
 
     def gpu(self) -> Gpu:
@@ -113,7 +115,7 @@ class Cuda:
         self._stack.callback(self._quietly, "cudaStreamDestroy", stream)
         return int(stream)
 
-    def event(self) -> Any:  # noqa: ANN401
+    def event(self) -> Foreign:
         """Return an event for ordering streams, without a time."""
         event = self.call("cudaEventCreateWithFlags", self._binding.cudaEventDisableTiming)
         self._stack.callback(self._quietly, "cudaEventDestroy", event)
@@ -129,11 +131,11 @@ class Cuda:
         kind = self._binding.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.call("cudaMemcpyAsync", target.ctypes.data, source.address, source.nbytes, kind, stream)
 
-    def signal(self, event: Any, stream: int) -> None:  # noqa: ANN401
+    def signal(self, event: Foreign, stream: int) -> None:
         """Mark the end of what ``stream`` has been given so far."""
         self.call("cudaEventRecord", event, stream)
 
-    def wait(self, event: Any, stream: int) -> None:  # noqa: ANN401
+    def wait(self, event: Foreign, stream: int) -> None:
         """Let ``stream`` continue only after an event."""
         self.call("cudaStreamWaitEvent", stream, event, 0)
 
@@ -141,7 +143,7 @@ class Cuda:
         """Block until a stream is empty."""
         self.call("cudaStreamSynchronize", stream)
 
-    def capture(self, stream: int, enqueue: Callable[[], None]) -> Any:  # noqa: ANN401
+    def capture(self, stream: int, enqueue: Callable[[], None]) -> Foreign:
         """Return an executable graph of what ``enqueue`` gives to ``stream`` and to streams forked from it.
 
         ThreadLocal mode: other threads of the process may go on allocating. Nothing is executed.
@@ -158,12 +160,12 @@ class Cuda:
         self.call("cudaGraphUpload", executable, stream)
         return executable
 
-    def launch(self, executable: Any, stream: int) -> None:  # noqa: ANN401
+    def launch(self, executable: Foreign, stream: int) -> None:
         """Enqueue a graph."""
         self.call("cudaGraphLaunch", executable, stream)
 
     @contextlib.contextmanager
-    def _captured(self, stream: int, mode: Any) -> Iterator[list[Any]]:  # noqa: ANN401
+    def _captured(self, stream: int, mode: Foreign) -> Iterator[list[Foreign]]:
         """End the capture whatever happens: a stream left in capture is of no use to anybody."""
         self.call("cudaStreamBeginCapture", stream, mode)
         result: list[Any] = []
@@ -177,27 +179,30 @@ class Cuda:
             raise
         result.append(self.call("cudaStreamEndCapture", stream))
 
-    def _quietly(self, name: str, *arguments: Any) -> None:  # noqa: ANN401
+    def _quietly(self, name: str, *arguments: Foreign) -> None:
         """Release something; an error here has a cause that was told already."""
         with contextlib.suppress(Exception):
             getattr(self._binding, name)(*arguments)
 
-    def _explain(self, name: str, code: int) -> str:
-        error = self._binding.cudaError_t(code)
-        label = getattr(error, "name", str(code))
+    def _failure(self, name: str, code: int) -> EngineError:
+        label = getattr(self._binding.cudaError_t(code), "name", str(code))
         if code in _CAPTURE_ERRORS:
-            return f"the CUDA graph could not be captured ({label} in {name}); run with --no-cuda-graph and report it"
+            return EngineError(
+                f"the CUDA graph could not be captured ({label} in {name})",
+                remedy="run with --no-cuda-graph and report it",
+            )
         remedy = _REMEDIES.get(code, "report it with the GPU and the driver version")
-        return f"CUDA failed in {name} ({label}, {code}); {remedy}"
+        return EngineError(f"CUDA failed in {name} ({label}, {code})", remedy=remedy)
 
 
-def import_runtime() -> Any:  # noqa: ANN401
+def import_runtime() -> Foreign:
     """Import CUDA's binding; raises EngineError with the remedy."""
     try:
         import cuda.bindings.runtime
     except ImportError as error:
         raise EngineError(
-            f"cuda-bindings cannot be imported ({first_line(error)})", remedy="pip install 'lare2-rt[tensorrt]'"
+            f"cuda-bindings cannot be imported ({first_line(error)})",
+            remedy="pip install 'cuda-bindings>=13.0.3,<14'",
         ) from error
     return cuda.bindings.runtime
 
@@ -211,4 +216,6 @@ def current_gpu() -> Gpu:
     except EngineError:
         raise
     except Exception as error:  # a broken driver can fail in any way while it is loaded
-        raise EngineError(f"the NVIDIA driver cannot be loaded ({first_line(error)}): install or update it") from error
+        raise EngineError(
+            f"the NVIDIA driver cannot be loaded ({first_line(error)})", remedy="install or update it"
+        ) from error

@@ -35,6 +35,7 @@ class EngineEntry:
         libraries: distributions that compute, whose versions are the engine's; alternatives are separated by ``|``.
         requirements: what ``pip install`` takes to install all that it needs, as the extra has it.
         tools: distributions that it needs as well and that compute nothing.
+        rival: the distribution that a missing library would overwrite.
     """
 
     name: str
@@ -44,14 +45,12 @@ class EngineEntry:
     libraries: tuple[str, ...]
     requirements: tuple[str, ...]
     tools: tuple[str, ...] = ()
+    rival: str | None = None
 
     @property
     def version(self) -> str | None:
         """Versions of the libraries, joined by ``+``; None unless all of them, and the tools, are installed."""
-        found = [_first_installed(library) for library in (*self.libraries, *self.tools)]
-        if None in found:
-            return None
-        return "+".join(version for version in found[: len(self.libraries)] if version is not None)
+        return None if self.missing() else "+".join(_first_installed(library) or "" for library in self.libraries)
 
     @property
     def install(self) -> str:
@@ -62,7 +61,9 @@ class EngineEntry:
         """Return which package is not installed; None where none is missing."""
         for library in (*self.libraries, *self.tools):
             if _first_installed(library) is None:
-                return EngineError(f"{library.partition('|')[0]} is not installed", remedy=self.install)
+                rival = self.rival if self.rival and installed_version(self.rival) else None
+                remedy = f"pip uninstall -y {rival}, then {self.install}" if rival else self.install
+                return EngineError(f"{library.partition('|')[0]} is not installed", remedy=remedy)
         return None
 
     def load(self) -> Engine:
@@ -80,21 +81,22 @@ def _first_installed(alternatives: str) -> str | None:
 
 # Where nothing was measured, ``auto`` takes the first that can be used: the one with the kernels that builds measure.
 ENGINES: tuple[EngineEntry, ...] = (
-    EngineEntry("onnxruntime", "onnxruntime:OnnxRuntimeEngine", "cpu", "cpu",
+    EngineEntry("onnxruntime", "onnxruntime.engine:OnnxRuntimeEngine", "cpu", "cpu",
                 ("onnxruntime|onnxruntime-gpu",), ("onnxruntime>=1.20",)),
-    EngineEntry("openvino", "openvino:OpenVinoEngine", "cpu", "openvino", ("openvino",), ("openvino>=2025.4",)),
-    EngineEntry("winograd", "winograd:WinogradEngine", "cpu", "winograd",
+    EngineEntry("openvino", "openvino.engine:OpenVinoEngine", "cpu", "openvino", ("openvino",), ("openvino>=2025.4",)),
+    EngineEntry("winograd", "winograd.engine:WinogradEngine", "cpu", "winograd",
                 ("openvino",), ("onnx>=1.17", "openvino>=2025.4"), tools=("onnx",)),
-    EngineEntry("tensorrt", "tensorrt:TensorRtEngine", "cuda", "tensorrt",
+    EngineEntry("tensorrt", "tensorrt.engine:TensorRtEngine", "cuda", "tensorrt",
                 ("tensorrt-cu13|tensorrt-cu12|tensorrt",), ("tensorrt-cu13>=10.16", "cuda-bindings>=13.0.3,<14")),
-    EngineEntry("tensorrt-rtx", "tensorrt:TensorRtRtxEngine", "cuda", "tensorrt-rtx",
+    EngineEntry("tensorrt-rtx", "tensorrt.engine:TensorRtRtxEngine", "cuda", "tensorrt-rtx",
                 ("tensorrt-rtx",), ("tensorrt-rtx>=1.7", "cuda-bindings>=13.0.3,<14")),
-    EngineEntry("onnxruntime-cuda", "onnxruntime_gpu:OnnxRuntimeCudaEngine", "cuda", "gpu", ("onnxruntime-gpu",),
-                ("onnx>=1.18", "onnxruntime-gpu[cuda,cudnn]>=1.31", "cuda-bindings>=13.0.3,<14"), tools=("onnx",)),
-    EngineEntry("onnxruntime-tensorrt", "onnxruntime_gpu:OnnxRuntimeTensorRtEngine", "cuda", "gpu-trt",
+    EngineEntry("onnxruntime-cuda", "onnxruntime_gpu.engine:OnnxRuntimeCudaEngine", "cuda", "gpu", ("onnxruntime-gpu",),
+                ("onnx>=1.18", "onnxruntime-gpu[cuda,cudnn]>=1.31", "cuda-bindings>=13.0.3,<14"), tools=("onnx",),
+                rival="onnxruntime"),
+    EngineEntry("onnxruntime-tensorrt", "onnxruntime_gpu.engine:OnnxRuntimeTensorRtEngine", "cuda", "gpu-trt",
                 ("onnxruntime-gpu", "tensorrt-cu13|tensorrt"),
                 ("onnx>=1.18", "onnxruntime-gpu[cuda,cudnn]>=1.31", "cuda-bindings>=13.0.3,<14",
-                 "tensorrt-cu13==10.16.1.11")),
+                 "tensorrt-cu13==10.16.1.11"), rival="onnxruntime"),
 )  # fmt: skip
 
 

@@ -20,16 +20,26 @@ class Scores:
     Attributes:
         logits: float [2], index 1 = generated: the engine's own bits for one window, else the mean in float64.
         lare: float32 [4,h,w]; attention: float32 [N,heads,tokens], one row per window, the centre one first.
+        embedding: float32 [D], of the centre window.
     """
 
     logits: NDArray[np.floating]
     lare: Float32
     attention: Float32
+    embedding: Float32
 
     @property
     def finite(self) -> bool:
         """Whether no number is NaN or infinite."""
-        return all(bool(np.isfinite(array).all()) for array in (self.logits, self.lare, self.attention))
+        arrays = (self.logits, self.lare, self.attention, self.embedding)
+        return all(bool(np.isfinite(array).all()) for array in arrays)
+
+
+def not_finite() -> EngineError:
+    """Return the error of an image whose scores are not finite."""
+    return EngineError(
+        "the engine gave NaN or infinity for this image", remedy="report it with the file and the bundle id"
+    )
 
 
 def check_windows(engine: OpenEngine, crops: int) -> None:
@@ -71,7 +81,8 @@ def score_batch(engine: OpenEngine, items: Sequence[Pixels], batch: int) -> tupl
                 logits[row].append(window.logits[row])
                 attention[row].append(window.attention[row])
     scores = [
-        Scores(_mean(logits[row]), output.lare[row].copy(), np.stack(attention[row])) for row in range(len(items))
+        Scores(_mean(logits[row]), output.lare[row].copy(), np.stack(attention[row]), output.embedding[row].copy())
+        for row in range(len(items))
     ]
     return scores, timings
 

@@ -11,12 +11,11 @@ import numpy as np
 from ..bundle.opening import Bundle
 from ..errors import EngineError
 from ..host.machine import cpu_facts
-from ..pixels.preprocess import preprocess
 from ..pixels.procedural import procedural_pictures
 from . import registry
 from .contract import Engine, EngineOptions, OpenEngine
 from .measurements import Record, Records, Speed
-from .self_check import check_engine, reference_key
+from .self_check import check_engine, pixels_of, reference_key
 
 _SHORT_ROUNDS = 20
 
@@ -32,9 +31,9 @@ class Rejected:
 def select_engine(name: str, bundle: Bundle, options: EngineOptions) -> tuple[Engine, tuple[Rejected, ...]]:
     """Choose an engine for a bundle.
 
-    A name is taken or refused, never replaced by another engine. ``auto`` takes the fastest by the records that
-    ``lare2-rt bench`` made on this machine for this bundle, batch and number of threads; where there are none of the
-    first that can be used, that one. Refused are
+    A name is taken or refused, never replaced by another engine. ``auto`` takes the fastest by the records of this
+    machine for this bundle, batch and number of threads. Where nobody measured the first engine that can be used, only
+    a GPU is taken instead of it. Refused are
 
     - a batch on an engine whose rows differ by position: the same file would get other bits in other company;
     - an engine that failed its self-check here;
@@ -153,13 +152,13 @@ def _examined(
 def _fastest(
     usable: list[tuple[Engine, Record | None]], rejected: list[Rejected]
 ) -> tuple[Engine, tuple[Rejected, ...]]:
-    """Take the engine with the lowest recorded time, or the first one where that one has no record.
-
-    The first one is what ``auto`` takes where nothing was measured: one that was measured alone is not faster for that.
-    """
+    """Take the engine with the lowest recorded time that counts; without any the first of all."""
     times = {engine.name: record.speed.p50 for engine, record in usable if record is not None and record.speed}
     first, _ = usable[0]
     if first.name not in times:
+        # An engine that was measured alone is not faster for that, but a GPU is faster than what runs without records.
+        times = {name: p50 for name, p50 in times.items() if registry.entry_of(name).device == "cuda"}
+    if not times:
         names = [entry.name for entry in registry.ENGINES]
         return first, tuple(r for r in rejected if names.index(r.name) < names.index(first.name))
     best = min(times, key=lambda name: times[name])
@@ -205,42 +204,29 @@ def _check_once(engine: Engine, running: OpenEngine, bundle: Bundle, options: En
     if record is not None and record.check is not None and record.compiled == info.compiled:
         return
     options.say(f"checking {engine.name} against the reference, once")
-    record = checked_record(running, bundle, speed_of=record)
+    check = check_engine(running, bundle)
+    speed = record.speed if record is not None and record.compiled == info.compiled else None
+    # Plans take minutes to build, so a GPU engine that is faithful is timed at once: ``auto`` goes by that.
+    if speed is None and check.passed and info.device.startswith("cuda"):
+        speed = _short_benchmark(running, bundle)
+    record = Record(
+        engine=info.name,
+        build_key=info.build_key,
+        machine=cpu_facts(),
+        reference=reference,
+        compiled=info.compiled,
+        check=check,
+        speed=speed,
+    )
     records.write(record)
     reason = _failed(record)
     if reason is not None:
         raise EngineError(f"{engine.name} is refused: {reason.problem}", remedy=reason.remedy)
 
 
-def checked_record(running: OpenEngine, bundle: Bundle, *, speed_of: Record | None = None) -> Record:
-    """Check an open engine and return the record; ``speed_of`` is one whose measured speed still holds."""
-    info = running.info
-    same = speed_of is not None and speed_of.compiled == info.compiled
-    check = check_engine(running, bundle) if bundle.selfcheck is not None else None
-    speed = speed_of.speed if same and speed_of is not None else None
-    # Plans take minutes to build, so a GPU engine that is faithful is timed at once: ``auto`` goes by that.
-    if speed is None and check is not None and check.passed and info.device.startswith("cuda"):
-        speed = _short_benchmark(running, bundle)
-    return Record(
-        engine=info.name,
-        build_key=info.build_key,
-        machine=cpu_facts(),
-        reference=reference_key(bundle),
-        compiled=info.compiled,
-        check=check,
-        speed=speed,
-    )
-
-
 def _short_benchmark(running: OpenEngine, bundle: Bundle) -> Speed:
     """Time an engine that is warm on one picture; milliseconds per image."""
-    method = bundle.manifest.method
-    pixels = preprocess(
-        procedural_pictures()[-1],
-        bundle.manifest.policy,
-        image_size=method.image_size,
-        crop_size=method.crop_size,
-    )
+    pixels = pixels_of(procedural_pictures()[-1], bundle)
     image, crop = (np.stack([part] * running.info.batch) for part in (pixels.image, pixels.crop))
     times = []
     for _ in range(_SHORT_ROUNDS):

@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +19,8 @@ from ..bundle.opening import Bundle
 from ..errors import BundleError
 from ..pixels.preprocess import Pixels, preprocess
 from ..pixels.procedural import procedural_pictures
+from .contract import OpenEngine, UInt8
 from .difference import difference
-
-if TYPE_CHECKING:
-    from .contract import OpenEngine
 
 # How far an engine with kernels of its own may be from the reference. On the embedded model the worst float32 engine so
 # far, one with Winograd convolutions of another library, was 6e-5 away in LaRE and 3e-7 in probability.
@@ -31,7 +28,7 @@ TOLERANCES = {
     "lare": (1e-3, "relative L2; over ten times what Winograd convolutions cost, a tenth of what half precision costs"),
     "probability": (1e-3, "a verdict changes only for images that are within a thousandth of a threshold"),
 }
-# The same in half precision, as builds judge it (lare2_export/parity/half_parity.py).
+# The same in half precision, as builds judge it (lare2_export/parity/tolerances.py).
 HALF_TOLERANCES = {
     "lare": (1e-2, "relative L2; half precision keeps three digits, through hundreds of operations"),
     "probability": (1e-2, "a verdict changes only for images that are within a hundredth of a threshold"),
@@ -84,7 +81,7 @@ def check_engine(engine: OpenEngine, bundle: Bundle) -> SelfCheck:
         EngineError: the engine failed.
         BundleError: the bundle has no answers, or those of other pictures.
     """
-    pictures = _pictures(bundle)
+    pictures = [pixels_of(picture, bundle) for picture in procedural_pictures()]
     shape = bundle.manifest.method.latent_shape
     expected = bundle.selfcheck
     if expected is None or len(expected) != len(pictures):
@@ -108,12 +105,10 @@ def check_engine(engine: OpenEngine, bundle: Bundle) -> SelfCheck:
     return _compare(bundle, found, expected, shape=shape, milliseconds=statistics.median(times), limits=limits)
 
 
-def _pictures(bundle: Bundle) -> list[Pixels]:
+def pixels_of(picture: UInt8, bundle: Bundle) -> Pixels:
+    """Return what a bundle's engines take of a picture uint8 [h,w,3]."""
     method, policy = bundle.manifest.method, bundle.manifest.policy
-    return [
-        preprocess(picture, policy, image_size=method.image_size, crop_size=method.crop_size)
-        for picture in procedural_pictures()
-    ]
+    return preprocess(picture, policy, image_size=method.image_size, crop_size=method.crop_size)
 
 
 def _compare(

@@ -46,6 +46,7 @@ class Child:
         orders: whether it has a standard input to be told things by; else that is empty.
         cwd, env: of the process; default: its parent's.
         own_group: whether Ctrl-C in a terminal spares it.
+        log: file for its standard error; default: one without a name.
 
     Raises:
         OSError: it cannot be started.
@@ -60,8 +61,10 @@ class Child:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         own_group: bool = False,
+        log: Path | None = None,
     ) -> None:
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        # Closed with the process.
+        self._complaints: IO[bytes] = tempfile.TemporaryFile() if log is None else log.open("w+b")  # noqa: SIM115
         try:
             self.process: subprocess.Popen[Any] = subprocess.Popen(
                 python_command(module, *arguments),
@@ -174,8 +177,6 @@ def written_or_said(work: Callable[[], object]) -> None:
 
 def raise_if_not_written(code: int, output: str) -> None:
     """Raise the OSError of a child that ended in ``written_or_said``, whatever else was printed before."""
-    if code != _NOT_WRITTEN:
-        return
     said = last_line(output)
-    number = int(said) if said.isdecimal() else errno.EIO
-    raise OSError(number, os.strerror(number))
+    if code == _NOT_WRITTEN and said.isdecimal():  # a library may end the process with the same code
+        raise OSError(int(said), os.strerror(int(said)))

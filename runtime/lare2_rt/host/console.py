@@ -8,20 +8,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import IO, Any, NoReturn
 
 from ..errors import OutputError
-
-if TYPE_CHECKING:
-    from ..bundle.locate import Located
 
 # 0: everything scored. 1: some files failed, or the results could not all be written (the disk is full, the reader of
 # standard output left). 2: nothing could start. 3: what --fail-on looks for was found. 130: interrupted by Ctrl-C.
 # 143: ended by SIGTERM.
 EXIT_FILES, EXIT_USAGE, EXIT_FOUND, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Terminated(KeyboardInterrupt):
@@ -55,16 +51,23 @@ def say(sentence: str) -> None:
         silence(sys.stderr)
 
 
+def clocked() -> Callable[[str], None]:
+    """Return what prints a line on standard error after the seconds since now."""
+    begin = time.monotonic()
+
+    def report(line: str) -> None:
+        from .text import printable
+
+        sys.stderr.write(f"[{time.monotonic() - begin:6.1f} s] {printable(line)}\n")
+        sys.stderr.flush()
+
+    return report
+
+
 def fail(sentence: str, *, code: int = EXIT_USAGE) -> NoReturn:
     """Print one sentence on standard error and leave with ``code``."""
     say(sentence)
     sys.exit(code)
-
-
-def say_if_restored(located: Located) -> None:
-    """Say that a bundle was missing and has been put back."""
-    if located.restored is not None:
-        say(f"{located.path} was missing after a killed build: put back from {located.restored.name}")
 
 
 def silence(stream: IO[str]) -> None:
@@ -93,19 +96,6 @@ def output_errors() -> Iterator[None]:
             f"cannot use {place}: {reason(error)}",
             remedy="free some space, check the access rights, or name another place",
         ) from error
-
-
-def interruptible(command: Callable[P, R]) -> Callable[P, R]:
-    """Let ``Interrupted`` leave a command of typer, whose own answer to Ctrl-C is exit code 1."""
-
-    @functools.wraps(command)
-    def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return command(*arguments, **options)
-        except KeyboardInterrupt as error:
-            raise Interrupted(error) from None
-
-    return wrapped
 
 
 def answer_sigterm() -> None:

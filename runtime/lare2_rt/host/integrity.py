@@ -1,4 +1,4 @@
-"""Hashes of large files, computed once: a cache keyed by everything that changes when a file does."""
+"""Hashes of content, and of large files by a cache that is keyed by everything that changes when a file does."""
 
 from __future__ import annotations
 
@@ -42,8 +42,16 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
+def digest_of(content: object) -> str:
+    """Return sha256 in hex over the JSON of ``content`` with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 class HashCache:
-    """Remembers hashes by (real path, size, mtime, ctime, inode). An unwritable or damaged cache is simply not used."""
+    """Remembers hashes by (real path, size, mtime, ctime, inode), and checks that passed by a digest of all they read.
+
+    An unwritable or damaged cache is simply not used.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._path = (folder or cache_folder()) / "hashes.json"
@@ -64,6 +72,16 @@ class HashCache:
             self._entries[key] = value
             self._dirty = True
         return value
+
+    def passed(self, digest: str) -> bool:
+        """Return whether the check with this digest (sha256 in hex over content and rules) is known to have passed."""
+        return self._entries.get(digest) == digest
+
+    def remember(self, digest: str) -> None:
+        """Note that a check passed."""
+        if not self.passed(digest):
+            self._entries[digest] = digest
+            self._dirty = True
 
     def save(self) -> None:
         """Write the cache if it changed; failing to is harmless."""

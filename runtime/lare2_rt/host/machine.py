@@ -9,6 +9,8 @@ import os
 import platform
 from pathlib import Path
 
+from ..errors import UsageError
+
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -61,6 +63,13 @@ def available_threads() -> int:
     """Return the number of CPU threads (>= 1) allowed by the affinity mask and by the cgroup v2 or v1 quota."""
     quota = _cgroup_quota(_CGROUP)
     return max(1, processors() if quota is None else min(processors(), quota))
+
+
+def thread_count(asked: int | None) -> int:
+    """Return the CPU threads to use: as asked, None for all that are available; raises UsageError below 1."""
+    if asked is not None and asked < 1:
+        raise UsageError(f"threads must be at least 1, not {asked}", remedy="leave it out for all that are allowed")
+    return asked or available_threads()
 
 
 def _system_memory() -> int | None:

@@ -12,13 +12,10 @@ import os
 import re
 import secrets
 import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from ..bundle.manifest import MANIFEST
-from .atomic import fsync_folder
-from .rename import exchange, rename_new
+from .atomic import exchange, fsync_folder, rename_new
+from .locks import folder_lock
 
 
 def building_folder(out: Path) -> Path:
@@ -35,51 +32,6 @@ def set_aside(out: Path) -> list[Path]:
     except OSError:
         return []
     return [out.with_name(name) for name in sorted(names)]
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Path, *, seconds: float, create: bool = False) -> Iterator[int | None]:
-    """Hold the lock of a folder: yields its descriptor, or None when another process kept it for ``seconds``.
-
-    The folder is the one that has the name now, not one that had it when the wait began.
-
-    Raises:
-        OSError: there is none and ``create`` is false, or it cannot be made or opened.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        if create:
-            folder.mkdir(exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            locked = _lock(handle, deadline)
-            if not locked or _is_still(folder, handle):
-                yield handle if locked else None
-                return
-        finally:
-            os.close(handle)
-
-
-def _lock(handle: int, deadline: float) -> bool:
-    import fcntl  # not on every system, and needed by few callers
-
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        else:
-            return True
-
-
-def _is_still(folder: Path, handle: int) -> bool:
-    status = os.fstat(handle)
-    with contextlib.suppress(FileNotFoundError):
-        now = folder.stat()
-        return (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino)
-    return False
 
 
 def swap_in(folder: Path, out: Path) -> None:
@@ -113,34 +65,24 @@ def _in_two_steps(folder: Path, out: Path, old: Path) -> None:
         raise
 
 
-def restore(out: Path) -> Path | None:
-    """Put back a bundle that was moved aside by a killed build; returns the name that it had, None if nothing was done.
+def restore(out: Path, *, marker: str) -> Path | None:
+    """Put back a folder that a killed build moved aside; returns the name that it had, None if nothing was done.
 
-    Nothing is done where ``out`` exists, where not exactly one bundle stands aside, and while a build is at work.
+    Nothing is done where ``out`` exists, where not exactly one folder with a file ``marker`` stands aside, and while a
+    build is at work.
     """
     with contextlib.suppress(OSError, ValueError):  # not ours to write, or no path at all
         out = Path(os.path.realpath(out))
         if os.path.lexists(out):
             return None
-        candidates = [path for path in set_aside(out) if (path / MANIFEST).is_file()]
+        candidates = [path for path in set_aside(out) if (path / marker).is_file()]
         if len(candidates) != 1 or os.name != "posix":
             return None
-        with _no_build(out) as free:
-            if free:
-                rename_new(candidates[0], out)
-                fsync_folder(out.parent)
-                return candidates[0]
+        with contextlib.ExitStack() as lock:
+            with contextlib.suppress(FileNotFoundError):  # nobody builds
+                if lock.enter_context(folder_lock(building_folder(out), seconds=2)) is None:
+                    return None
+            rename_new(candidates[0], out)
+            fsync_folder(out.parent)
+            return candidates[0]
     return None
-
-
-@contextlib.contextmanager
-def _no_build(out: Path) -> Iterator[bool]:
-    """Keep builds out; yields False if one is at work."""
-    with contextlib.ExitStack() as stack:
-        try:
-            handle = stack.enter_context(folder_lock(building_folder(out), seconds=2))
-        except FileNotFoundError:
-            free = True
-        else:
-            free = handle is not None
-        yield free

@@ -9,6 +9,8 @@ from ..errors import UsageError
 
 _UNSAFE = re.compile("[%\udc80-\udcff]")
 _ESCAPE = re.compile("%(.{0,2})", re.DOTALL)
+_AMOUNT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)b?\s*", re.IGNORECASE | re.ASCII)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def printable(text: str) -> str:
@@ -52,3 +54,15 @@ def decode_name(stored: str) -> str:
             f"the name {stored[:200]!r} holds a NUL, which no file name does", remedy="write the index again"
         )
     return native if os.sep == "/" else native.replace("/", os.sep)
+
+
+def parse_amount(text: str, name: str) -> int:
+    """Return the whole number that ``text`` writes, such as 5000000, 5M or 0.5G (decimal units to T, an optional B).
+
+    Raises:
+        UsageError: the amount cannot be parsed; the text names ``name``, the option or variable.
+    """
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{name} is {text!r}, which is no amount", remedy="write for instance 50M or 2G")
+    return int(float(match[1]) * _UNITS[match[2].lower()])

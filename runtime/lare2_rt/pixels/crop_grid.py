@@ -21,7 +21,8 @@ def check_crops(crops: int) -> int:
     """Return the number of windows; raises UsageError unless it is one of ``CROPS``."""
     if crops not in CROPS:
         raise UsageError(
-            f"the windows form a square grid: their number is one of {', '.join(map(str, CROPS))}, not {crops}"
+            f"the windows form a square grid, of which there is none with {crops}",
+            remedy=f"choose one of {', '.join(map(str, CROPS))}",
         )
     return crops
 

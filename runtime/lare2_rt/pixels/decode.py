@@ -75,7 +75,7 @@ def open_image(source: ImageSource, *, as_stored: bool = False, limits: Limits |
     _check_size(image.width, image.height, limits)
     if image is not source and image.format == "WEBP":
         _check_webp(image.width * image.height, limits)
-    undo = _UNTURN.get(_orientation(image)) if as_stored and image is not source and image.format == "TIFF" else None
+    undo = _UNTURN.get(orientation_of(image)) if as_stored and image is not source and image.format == "TIFF" else None
     try:
         image.load()
     except MemoryError:
@@ -90,7 +90,7 @@ def open_image(source: ImageSource, *, as_stored: bool = False, limits: Limits |
 
 def orient(image: Image.Image) -> Image.Image:
     """Turn the picture as its EXIF orientation says; values outside 1..8 and damaged EXIF count as upright."""
-    if _orientation(image) == 1:
+    if orientation_of(image) == 1:
         return image
     try:
         return ImageOps.exif_transpose(image)
@@ -100,7 +100,8 @@ def orient(image: Image.Image) -> Image.Image:
         return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1, upright, where there is none that can be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
         return value if isinstance(value, int) else 1
@@ -132,7 +133,10 @@ def _from_encoded(content: bytes, limits: Limits) -> Image.Image:
 def _from_array(array: UInt8, limits: Limits) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         shape = list(array.shape)
-        raise ImageError(f"an array must be uint8 RGB of shape [H,W,3], not {array.dtype} {shape}")
+        raise ImageError(
+            f"an array must be uint8 RGB of shape [H,W,3], not {array.dtype} {shape}",
+            remedy="convert it, for instance with PIL.Image.fromarray(array).convert('RGB')",
+        )
     # Before any copy: an array may be a view with more pixels than memory.
     _check_size(array.shape[1], array.shape[0], limits)
     return Image.fromarray(np.ascontiguousarray(array))

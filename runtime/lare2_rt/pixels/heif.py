@@ -1,4 +1,4 @@
-"""HEIC, the format of phones, through the extra ``heic``: Pillow has no decoder for it."""
+"""HEIC, the format of phones, through pillow-heif: Pillow has no decoder for it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def register() -> None:
     """Teach Pillow the format; twice is harmless.
 
     Raises:
-        ImageError: the extra is not installed, or broken.
+        ImageError: pillow-heif is not installed, or broken.
     """
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ModuleNotFoundError:
         raise ImageError(
-            "HEIC needs an extra package", remedy="pip install 'lare2-rt[heic]', or convert it to JPEG"
+            "HEIC needs the package pillow-heif", remedy="pip install pillow-heif, or convert it to JPEG"
         ) from None
     except Exception as error:  # a binary of another Pillow or libheif can fail in any way
         raise ImageError(
             f"pillow-heif is installed but cannot be used ({first_line(error)})",
-            remedy="pip install --force-reinstall 'lare2-rt[heic]'",
+            remedy="pip install --force-reinstall pillow-heif",
         ) from error

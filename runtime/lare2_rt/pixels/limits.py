@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..host.text import parse_amount
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: 256 MiB of RGB
 MAX_SIDE = 1_000_000  # Pillow's resize takes 32 bytes per pixel of the longer side: 3 GB for one row of MAX_PIXELS
 MAX_BYTES = 1 << 30  # more than MAX_PIXELS of uncompressed 16-bit RGBA
 MAX_SECONDS = 60.0  # an honest AVIF of MAX_PIXELS takes a tenth of that on one core
 _MOST = 1 << 40
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_LEAVE = "choose another, or leave it out for the default"
+_ISOLATE = "pass isolate=True, or leave that limit out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +39,18 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in (("pixels", self.max_pixels), ("bytes", self.max_bytes)):
             if not 1 <= value <= _MOST:
-                raise UsageError(f"the limit of {name} must lie between 1 and {_MOST}, not {value}")
+                raise UsageError(f"the limit of {name} must lie between 1 and {_MOST}, not {value}", remedy=_LEAVE)
         if not (math.isfinite(self.max_seconds) and 0 < self.max_seconds <= 86_400):
-            raise UsageError(f"the limit of seconds must lie between 0 and 86400, not {self.max_seconds}")
+            raise UsageError(
+                f"the limit of seconds must lie between 0 and 86400, not {self.max_seconds}", remedy=_LEAVE
+            )
 
-
-def parse_amount(text: str, option: str) -> int:
-    """Return the whole number that ``text`` writes, such as 5000000, 5M or 0.5G (decimal units, an optional B).
-
-    Raises:
-        UsageError: it writes none; the text names ``option``.
-    """
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmg]?)b?\s*", text, re.IGNORECASE | re.ASCII)
-    if match is None:
-        raise UsageError(f"{option} is {text!r}, which is no amount", remedy="write for instance 50M or 2G")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    def check_without_processes(self) -> None:
+        """Raise UsageError for a limit that only processes keep, as they can be ended and have bounds of their own."""
+        if self.max_pixels > MAX_PIXELS:
+            raise UsageError(f"more than {megapixels(MAX_PIXELS)} are decoded in processes only", remedy=_ISOLATE)
+        if self.max_seconds != MAX_SECONDS:
+            raise UsageError("a limit of seconds is kept by processes only", remedy=_ISOLATE)
 
 
 def limits_of(max_pixels: str | None, max_bytes: str | None, max_seconds: float | None, *, isolate: bool) -> Limits:

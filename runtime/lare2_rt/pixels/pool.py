@@ -8,14 +8,19 @@ import os
 import queue
 import signal
 import threading
+from typing import TYPE_CHECKING
 
-from ..errors import EngineError, ImageError
+from ..errors import EngineError, ImageError, PassingImageError, no_memory
 from ..host.child import Child
 from . import worker as decode_worker
 from .decode import ImageSource, read_source
-from .pixel_bytes import unpack
-from .preprocess import Pixels
-from .worker import CONTENT, HEAD, PATH, PIXELS, READY, DecodeTask
+from .packing import unpack, unpack_picture
+from .picture import Picture, Properties
+from .preprocess import DecodeTask, Pixels
+from .worker import CONTENT, DONE, HEAD, PATH, PICTURE, PROPERTIES, READY, encode_task
+
+if TYPE_CHECKING:
+    from .ahead import Cancellation
 
 _START_LIMIT = 60.0  # seconds for a process to import what it needs
 # What the GNU C library is told to do with freed memory: give it back. By default it keeps some of earlier pictures
@@ -24,61 +29,61 @@ _MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC
 _END_LIMIT = 2.0  # seconds for an idle process to leave by itself
 
 
-class Errand:
-    """What one caller wants decoded, until he wants it no more.
-
-    Attributes:
-        over: whether he has lost interest.
-    """
-
-    def __init__(self) -> None:
-        self.over = False
-        self.workers: set[Worker] = set()
-
-    def stop(self) -> None:
-        """Lose interest: processes at work on it end, and are replaced when they are needed; none begins."""
-        self.over = True  # before the kills: a process that starts between the two is told by this
-        for worker in tuple(self.workers):
-            worker.kill()
-
-
 class IsolatedDecoder:
     """A few resident processes that decode. Safe to share between threads, each of which waits for a free process.
 
-    The same file gives the same bits as ``preprocess`` in this process: it is the same code.
+    The same file gives the same bits as in this process: it is the same code.
     """
 
     def __init__(self, task: DecodeTask, *, processes: int) -> None:
-        """Start one process at once, so that it is ready when the engine is; the others when they are needed."""
+        """Start nothing yet: each process is started when it is needed."""
         self._task = task
         self._workers = [Worker(task) for _ in range(processes)]
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in reversed(self._workers):
             self._idle.put(worker)
+
+    def start(self) -> None:
+        """Start one process, so that it is ready when it is needed. Raises EngineError."""
         self._workers[0].start()
 
-    def decode(self, source: ImageSource, *, errand: Errand | None = None) -> Pixels:
+    def decode(self, source: ImageSource, *, cancellation: Cancellation | None = None) -> Pixels:
         """Decode a path, encoded bytes or a binary file object.
 
         Args:
             source: a file object is read here; a path is read in the process.
-            errand: what it belongs to, so that whoever waits for it can stop waiting.
+            cancellation: what the request belongs to, so that whoever waits for it can stop waiting.
 
         Raises:
-            ImageError: as ``preprocess``; also where the process took too long or died, or the errand is over.
+            ImageError: as ``preprocess``; also where the process took too long or died, or the request is cancelled.
             EngineError: no process can be started.
         """
         if isinstance(source, (str, os.PathLike)):
             kind, content = PATH, os.fsencode(source)
         else:
             kind, content = CONTENT, read_source(source, self._task.limits)  # type: ignore[arg-type]  # checked there
-        errand = Errand() if errand is None else errand
+        return unpack(self._ask(kind, content, cancellation))
+
+    def picture(self, path: str) -> Picture:
+        """Read a whole picture as ``read_picture`` does; raises as ``decode``."""
+        try:
+            return unpack_picture(self._ask(PICTURE, os.fsencode(path), None))
+        except MemoryError:
+            raise no_memory() from None
+
+    def properties(self, path: str, *, cancellation: Cancellation | None = None) -> Properties:
+        """Tell what a file is as ``read_properties`` does; raises as ``decode``."""
+        return Properties(**json.loads(self._ask(PROPERTIES, os.fsencode(path), cancellation)))
+
+    def _ask(self, kind: int, content: bytes, cancellation: Cancellation | None) -> bytes:
         worker = self._idle.get()
         try:
-            errand.workers.add(worker)
-            return worker.decode(kind, content, errand)
+            if cancellation is not None:
+                cancellation.workers.add(worker)
+            return worker.ask(kind, content, cancellation)
         finally:
-            errand.workers.discard(worker)
+            if cancellation is not None:
+                cancellation.workers.discard(worker)
             self._idle.put(worker)
 
     def close(self) -> None:
@@ -108,7 +113,7 @@ class Worker:
             # A group of its own: Ctrl-C in a terminal reaches the parent alone.
             self._child = Child(
                 decode_worker.__name__,
-                self._task.encode(),
+                encode_task(self._task),
                 orders=True,
                 env={**_MEMORY, **os.environ},
                 own_group=True,
@@ -116,23 +121,23 @@ class Worker:
         except OSError as error:
             raise _cannot_start(str(error)) from error
 
-    def decode(self, kind: int, content: bytes, errand: Errand) -> Pixels:
-        """Decode one source; raises ImageError or EngineError."""
-        if kind == PATH and not content.startswith(b"/"):
+    def ask(self, kind: int, content: bytes, cancellation: Cancellation | None) -> bytes:
+        """Return the answer to one order; raises ImageError or EngineError."""
+        if kind != CONTENT and not content.startswith(b"/"):
             content = self._from_its_folder(content)
         self._make_ready()
         # Nothing starts the process from here on, so that a kill is for good.
-        if errand.over:
-            raise ImageError("decoding was cancelled", remedy="ask for it again")
+        if cancellation is not None and cancellation.over:
+            raise PassingImageError("decoding was cancelled", remedy="ask for it again")
         limit = self._task.limits.max_seconds
-        answer, late = self._ask(kind, content, limit)
+        answer, late = self._answer(kind, content, limit)
         if answer is None:
             raise _too_late(limit) if late else self._death()
         what, found = answer
-        if what == PIXELS:
-            return unpack(found)
-        problem, remedy = json.loads(found)
-        raise ImageError(problem, remedy=remedy)
+        if what == DONE:
+            return found
+        problem, remedy, passing = json.loads(found)
+        raise (PassingImageError if passing else ImageError)(problem, remedy=remedy)
 
     def kill(self) -> None:
         """End the process at once, from any thread."""
@@ -170,7 +175,7 @@ class Worker:
             raise _cannot_start(self._child.last_line() or self._child.ending())
         self._ready = True
 
-    def _ask(self, kind: int, content: bytes, limit: float) -> tuple[tuple[int, bytes] | None, bool]:
+    def _answer(self, kind: int, content: bytes, limit: float) -> tuple[tuple[int, bytes] | None, bool]:
         """Return the answer, or None where the process is gone, and whether its time was over."""
         over = threading.Event()
 
@@ -187,6 +192,9 @@ class Worker:
                 self._child.stdin.write(HEAD.pack(kind, len(content)) + content)
                 self._child.stdin.flush()
             return self._read(), over.is_set()
+        except BaseException:  # Ctrl-C, no memory: the rest of the answer would be taken for that to the next order
+            self.kill()
+            raise
         finally:
             timer.cancel()
 
@@ -205,7 +213,7 @@ class Worker:
         assert self._child is not None
         code = self._child.wait()
         if code == -signal.SIGKILL:
-            return ImageError(
+            return PassingImageError(
                 "its decoder was killed, most likely for want of memory", remedy="scale it down or free some memory"
             )
         if code == -signal.SIGALRM:
@@ -218,14 +226,14 @@ class Worker:
 
 
 def _too_late(limit: float) -> ImageError:
-    return ImageError(
+    return PassingImageError(
         f"decoding took more than {limit:g} seconds and was stopped",
-        remedy="convert it, or allow more with --max-seconds",
+        remedy="convert it to another format, or allow more with 'lare2-rt infer --max-seconds'",
     )
 
 
 def _cannot_start(why: str) -> EngineError:
     return EngineError(
         f"no process for decoding can be started ({why})",
-        remedy="free some memory, or decode in this process with --no-isolate",
+        remedy="free some memory, or decode without with 'lare2-rt infer --no-isolate'",
     )

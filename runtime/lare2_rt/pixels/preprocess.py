@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import ImageError
 from .colour import to_rgb
 from .crop_grid import Corner, corners, first_pixel
-from .decode import ImageSource, open_image, orient
+from .decode import DEFAULT_LIMITS, ImageSource, open_image, orient
 from .limits import Limits
 from .policy import PaddingPolicy, Preprocessing
 
@@ -57,6 +57,39 @@ class Pixels:
     view: View | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeTask:
+    """What is done with every file, in this process or in one that decodes.
+
+    Attributes:
+        policy: the bundle's.
+        image_size, crop_size: edges in pixels of the two inputs.
+        limits: of one file; the one of seconds is kept only by processes that can be ended.
+        crops: windows of the CLIP branch, a square number (``crop_grid.CROPS``).
+        view: whether to keep what people are shown.
+    """
+
+    policy: Preprocessing
+    image_size: int = 256
+    crop_size: int = 224
+    limits: Limits = DEFAULT_LIMITS
+    crops: int = 1
+    view: bool = False
+
+    def decode(self, source: ImageSource) -> Pixels:
+        """Decode one source in this process; raises ImageError as ``preprocess``."""
+        try:
+            opened = open_image(source, as_stored=self.policy.exif == "ignore", limits=self.limits)
+        except MemoryError:
+            raise ImageError("too little memory to decode it", remedy="scale it down first") from None
+        size, given = f"{opened.width}×{opened.height}", [opened]
+        del opened  # else it would be held until the end
+        try:
+            return _both_branches(given, self)
+        except MemoryError:
+            raise ImageError(f"too little memory for its {size} pixels", remedy="scale it down first") from None
+
+
 def preprocess(
     source: ImageSource,
     policy: Preprocessing,
@@ -73,54 +106,35 @@ def preprocess(
     from the validation pipeline of the official ``test.py``. More windows than the official one are our own.
 
     Args:
-        source: see ``decode.open_image``; policy: the bundle's.
-        image_size, crop_size: edges in pixels of the two inputs.
-        crops: windows of the CLIP branch, a square number (``windows.CROPS``).
-        view: also keep what people are shown.
+        source: see ``decode.open_image``.
+        policy, image_size, crop_size, crops, view: see ``DecodeTask``.
         limits: of the file; default: ``Limits()``; the one of seconds is not kept here.
 
     Raises:
         ImageError: the source cannot be read, is not an image, or is refused, for instance by ``limits``.
     """
-    try:
-        opened = open_image(source, as_stored=policy.exif == "ignore", limits=limits)
-    except MemoryError:
-        raise ImageError("too little memory to decode it", remedy="scale it down first") from None
-    size, given = f"{opened.width}×{opened.height}", [opened]
-    del opened  # else it would be held until the end
-    try:
-        return _both_branches(given, policy, _Framing(image_size, crop_size, crops, view))
-    except MemoryError:
-        raise ImageError(f"too little memory for its {size} pixels", remedy="scale it down first") from None
+    return DecodeTask(policy, image_size, crop_size, limits or DEFAULT_LIMITS, crops, view).decode(source)
 
 
-@dataclass(frozen=True, slots=True)
-class _Framing:
-    image_size: int
-    crop_size: int
-    crops: int
-    view: bool
-
-
-def _both_branches(given: list[Image.Image], policy: Preprocessing, framing: _Framing) -> Pixels:
+def _both_branches(given: list[Image.Image], task: DecodeTask) -> Pixels:
     """Make all arrays, holding at most two whole pictures; ``given`` holds one and loses it.
 
     Colours are converted after cutting: that treats each pixel by itself.
     """
-    opened = given.pop()
+    opened, policy = given.pop(), task.policy
     if opened.format == "WEBP":
         opened = opened.copy()  # its decoder keeps two canvases as large as the picture for as long as that is held
     turned = orient(opened) if policy.exif in ("apply", "official") else opened
-    size, places = turned.size, corners(turned.width, turned.height, framing.crop_size, framing.crops)
-    windows = np.stack([_window(turned, place, framing.crop_size, policy) for place in places])
+    size, places = turned.size, corners(turned.width, turned.height, task.crop_size, task.crops)
+    windows = np.stack([_window(turned, place, task.crop_size, policy) for place in places])
     alike = policy.exif != "official" or turned is opened
     if alike:
         opened = turned
     del turned
     whole = to_rgb(opened, policy)
     del opened
-    shown = View(size, _preview(whole), places, windows, alike) if framing.view else None
-    return Pixels(squash(whole, framing.image_size), windows[0], windows[1:] if len(windows) > 1 else None, shown)
+    shown = View(size, _preview(whole), places, windows, alike) if task.view else None
+    return Pixels(squash(whole, task.image_size), windows[0], windows[1:] if len(windows) > 1 else None, shown)
 
 
 def _window(image: Image.Image, corner: Corner, size: int, policy: Preprocessing) -> UInt8:

@@ -13,57 +13,34 @@ import signal
 import struct
 import sys
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import IO
 
 from PIL import Image
 
-from ..errors import ImageError, no_memory
-from .decode import ImageSource
+from ..errors import ImageError, PassingImageError, no_memory
 from .limits import MAX_PIXELS, Limits
-from .pixel_bytes import pack
+from .packing import pack, pack_picture
+from .picture import read_picture, read_properties
 from .policy import Preprocessing
-from .preprocess import Pixels, preprocess
+from .preprocess import DecodeTask
 
 HEAD = struct.Struct("<BQ")
-PATH, CONTENT = 0, 1  # orders
-READY, PIXELS, REFUSED = 0, 1, 2  # answers
+# Orders: pixels of a file, or of encoded bytes; the whole picture, or the properties, of a file.
+PATH, CONTENT, PICTURE, PROPERTIES = 0, 1, 2, 3
+READY, DONE, REFUSED = 0, 1, 2  # answers
 _GRACE = 5.0  # seconds after which a process ends itself whose parent should have ended it, and cannot
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeTask:
-    """What is done with every file, here or in a process of its own."""
+def encode_task(task: DecodeTask) -> str:
+    """Return a task as JSON, for the command line of the process."""
+    return json.dumps(asdict(task))
 
-    policy: Preprocessing
-    image_size: int
-    crop_size: int
-    limits: Limits
-    crops: int = 1
-    view: bool = False
 
-    def decode(self, source: ImageSource) -> Pixels:
-        """Decode one source in this process; raises as ``preprocess``."""
-        return preprocess(
-            source,
-            self.policy,
-            image_size=self.image_size,
-            crop_size=self.crop_size,
-            crops=self.crops,
-            view=self.view,
-            limits=self.limits,
-        )
-
-    def encode(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def decoded(cls, text: str) -> DecodeTask:
-        """Read what ``encode`` wrote."""
-        fields = json.loads(text)
-        policy, limits = Preprocessing(**fields.pop("policy")), Limits(**fields.pop("limits"))
-        return cls(policy, limits=limits, **fields)
+def _decode_task(text: str) -> DecodeTask:
+    fields = json.loads(text)
+    policy, limits = Preprocessing(**fields.pop("policy")), Limits(**fields.pop("limits"))
+    return DecodeTask(policy, limits=limits, **fields)
 
 
 def main(encoded: str) -> None:
@@ -72,7 +49,7 @@ def main(encoded: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
-    task = DecodeTask.decoded(encoded)
+    task = _decode_task(encoded)
     Image.MAX_IMAGE_PIXELS = max(task.limits.max_pixels, MAX_PIXELS)  # a smaller limit is kept with a better sentence
     warnings.simplefilter("ignore")
     _no_core_dump()
@@ -97,16 +74,19 @@ def _serve(task: DecodeTask, orders: IO[bytes], answers: IO[bytes]) -> None:
 
 def _answer(task: DecodeTask, kind: int, content: bytes) -> tuple[int, bytes]:
     try:
-        pixels = task.decode(os.fsdecode(content) if kind == PATH else content)
+        if kind == PROPERTIES:
+            return DONE, json.dumps(asdict(read_properties(os.fsdecode(content), limits=task.limits))).encode()
+        if kind == PICTURE:
+            return DONE, pack_picture(read_picture(os.fsdecode(content), task.policy, limits=task.limits))
+        return DONE, pack(task.decode(os.fsdecode(content) if kind == PATH else content))
     except ImageError as error:
         return REFUSED, _refusal(error)
     except MemoryError:
         return REFUSED, _refusal(no_memory())
-    return PIXELS, pack(pixels)
 
 
 def _refusal(error: ImageError) -> bytes:
-    return json.dumps([error.problem, error.remedy]).encode()
+    return json.dumps([error.problem, error.remedy, isinstance(error, PassingImageError)]).encode()
 
 
 def _send(answers: IO[bytes], kind: int, content: bytes) -> None:

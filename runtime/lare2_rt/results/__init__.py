@@ -1,1 +1,1 @@
-"""Detections in files: one table of columns, a writer for each format, files that can be resumed."""
+"""Detections in files: a writer for each format, files that can be resumed."""

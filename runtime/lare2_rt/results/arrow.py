@@ -1,4 +1,4 @@
-"""The door to pyarrow, which only the ``data`` extra brings."""
+"""Optional pyarrow import and Parquet helpers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..host.atomic import reason
 
 
 def arrow() -> tuple[Any, Any]:
-    """Return the modules (pyarrow, pyarrow.parquet); raises UsageError naming the extra when they are missing."""
+    """Return the modules (pyarrow, pyarrow.parquet); raises UsageError when they are missing."""
     try:
         # By name: pyarrow ships no types, and what it returns is Any.
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise UsageError(
-            "pyarrow is needed for Parquet tables and is not installed", remedy="pip install 'lare2-rt[data]'"
-        ) from (None)
+            "pyarrow is needed for Parquet tables and is not installed", remedy="pip install pyarrow"
+        ) from None
 
 
 def encode_table(columns: Mapping[str, tuple[Any, Any]], metadata: Mapping[str, str]) -> bytes:
@@ -59,7 +59,7 @@ def read_table(path: Path, *, types: Mapping[str, Any], schema: str, again: str)
         table = pq.read_table(pa.BufferReader(content), use_threads=False)
         raw = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     except Exception as error:  # a damaged file can raise nearly anything
-        raise UsageError(f"{path} is not a Parquet table ({_short(error)})", remedy=again) from error
+        raise UsageError(f"{path} is not a Parquet table ({first_line(error)[:100]})", remedy=again) from error
     found = raw.get("lare2_rt.schema")
     if found != schema:
         raise UsageError(f"{path} has schema {json.dumps(found)[:80]} where {schema} is needed", remedy=again)
@@ -69,7 +69,3 @@ def read_table(path: Path, *, types: Mapping[str, Any], schema: str, again: str)
         if table.column(name).null_count:
             raise UsageError(f"{path} has empty cells in its column {name}", remedy=again)
     return table, raw
-
-
-def _short(error: Exception) -> str:
-    return first_line(error)[:100]

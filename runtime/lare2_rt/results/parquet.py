@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ..detection import SCHEMA
+from .. import columns
 from ..errors import UsageError, first_line
 from ..host.text import decode_name, encode_name
 from .arrow import arrow
@@ -49,7 +49,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     _, pq = arrow()
     try:
         with pq.ParquetFile(path) as file:
-            if (file.schema_arrow.metadata or {}).get(b"lare2_rt.schema") != SCHEMA.encode():
+            if (file.schema_arrow.metadata or {}).get(b"lare2_rt.schema") != columns.SCHEMA.encode():
                 raise UsageError(f"{path} holds no results of lare2-rt", remedy="choose another name")
             for batch in file.iter_batches(_GROUP):
                 for record in batch.to_pylist():
@@ -72,23 +72,15 @@ def _text(value: str | None) -> str | None:
 
 def _schema(pa: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
     text, number = pa.string(), pa.float64()
-    decision = [("calibration", text), ("real_below", number), ("generated_from", number), ("explicit", pa.bool_())]
-    decision += [("note", text), ("temperature", number), ("bias", number), ("crops", pa.int64())]
-    engine = [(name, text) for name in ("name", "version", "device", "precision")]
-    engine += [("batch", pa.int64()), ("threads", pa.int64()), ("build_key", text)]
-    columns = [
-        ("schema", text),
-        ("source", text),
-        ("error", text),
-        ("verdict", text),
-        ("probability", number),
-        ("logits", pa.list_(number)),
-        ("lare_mean", number),
-        ("decision", pa.struct(decision)),
-        ("crops", pa.int64()),
-        ("windows", pa.int64()),
-        ("bundle", pa.struct([("name", text), ("id", text), ("path", text)])),
-        ("engine", pa.struct(engine)),
-        ("timings_ms", pa.map_(text, number)),
-    ]
-    return pa.schema(columns, metadata={"lare2_rt.schema": SCHEMA})
+    types = {"string": text, "number": number, "integer": pa.int64(), "boolean": pa.bool_()}
+    types |= {"array": pa.list_(number), "object": pa.map_(text, number)}
+
+    def fields(above: str) -> list[tuple[str, Any]]:
+        found = []
+        for column in columns.COLUMNS:
+            parent, _, name = column.path.rpartition(".")
+            if parent == above:
+                found.append((name, types[column.type] if column.attribute else pa.struct(fields(name))))
+        return found
+
+    return pa.schema(fields(""), metadata={"lare2_rt.schema": columns.SCHEMA})

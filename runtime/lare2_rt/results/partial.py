@@ -15,16 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..detection import SCHEMA, DecisionRule, Provenance
+from ..columns import SCHEMA, csv_columns
+from ..detection import DecisionRule, Provenance
 from ..errors import UsageError
 from ..host.text import spreadsheet_safe
 from .parquet import MAGIC, read_records
-from .writers import CSV_COLUMNS, json_line
+from .writers import json_line
 
 Lines = Literal["jsonl", "csv"]
-Identity = tuple[str, ...]
+Identity = tuple[str | None, ...]
 T = TypeVar("T")
-_HEAD = (",".join(CSV_COLUMNS) + "\n").encode()
+_NEEDED = {"source", "verdict", "error"}
 _ASPECTS = ("bundle", "engine", "precision", "lower threshold", "upper threshold", "crops")
 
 
@@ -37,12 +38,14 @@ class Earlier:
         verdicts: of each result, None where the image failed.
         end: bytes up to the end of the last whole line.
         identity: what made the results, see ``identity_of``; None where there are none.
+        columns: headings of a CSV file; those of an older version are fewer.
     """
 
     sources: Counter[str] = field(default_factory=Counter)
     verdicts: list[str | None] = field(default_factory=list)
     end: int = 0
     identity: Identity | None = None
+    columns: tuple[str, ...] = ()
 
     def missing(self, sources: Iterable[T], name: Callable[[T], str]) -> list[T]:
         """Return the sources without a result, in order; one that is given twice needs two."""
@@ -56,28 +59,22 @@ class Earlier:
 
     def check(self, wanted: Identity, path: Path) -> None:
         """Raise UsageError where other results would be mixed with these."""
-        if self.identity is None or self.identity == wanted:
-            return
-        names = zip(_ASPECTS, self.identity, wanted, strict=True)
-        different = "; ".join(
-            f"{name}: {old[:12] or 'none'} there, {new[:12] or 'none'} now" for name, old, new in names if old != new
-        )
-        raise UsageError(
-            f"{path} was begun with something else ({different})",
-            remedy="go on with the same, or remove it to begin anew",
-        )
+        different = [
+            f"{name}: {old[:12] or 'none'} there, {new[:12] or 'none'} now"
+            for name, old, new in zip(_ASPECTS, self.identity or wanted, wanted, strict=True)
+            if old is not None and new is not None and old != new
+        ]
+        if different:
+            raise UsageError(
+                f"{path} was begun with something else ({'; '.join(different)})",
+                remedy="go on with the same, or remove it to begin anew",
+            )
 
 
 def identity_of(provenance: Provenance, rule: DecisionRule) -> Identity:
     """Return what the results of one file have in common; the rest may change, and each record names its own."""
-    return _identity(
-        provenance.bundle_id,
-        provenance.engine,
-        provenance.precision,
-        rule.real_below,
-        rule.generated_from,
-        provenance.crops,
-    )
+    thresholds = rule.real_below, rule.generated_from
+    return _identity(provenance.bundle_id, provenance.engine, provenance.precision, *thresholds, provenance.crops)
 
 
 def shown_name(source: str, form: Lines) -> str:
@@ -97,15 +94,14 @@ def read_earlier(path: Path, form: Lines) -> Earlier:
         if not line.endswith(b"\n"):
             break  # cut by a kill
         if form == "csv" and number == 1:
-            if line != _HEAD:
-                raise UsageError(f"{path} is no CSV file of this version's", remedy="remove it, or choose another name")
+            earlier.columns = _csv_head(line, path)
         else:
             try:
-                source, verdict, identity = _csv_row(line) if form == "csv" else _record(line)
+                source, verdict, identity = _csv_row(line, earlier.columns) if form == "csv" else _record(line)
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise UsageError(
-                    f"line {number} of {path} is no result of lare2-rt",
-                    remedy="mend or remove it, or choose another name",
+                    f"line {number} of {path} is not a lare2-rt result",
+                    remedy="fix or delete that line, or choose another name",
                 ) from None
             earlier.sources[source] += 1
             earlier.verdicts.append(verdict)
@@ -144,24 +140,29 @@ def _record(line: bytes) -> tuple[str, str | None, Identity]:
     record: dict[str, Any] = json.loads(line)
     if record["schema"] != SCHEMA:
         raise ValueError("another schema")
-    decision = record["decision"]
-    identity = _identity(
-        record["bundle"]["id"],
-        record["engine"]["name"],
-        record["engine"]["precision"],
-        decision["real_below"],
-        decision["generated_from"],
-        record.get("crops", 1),  # from before there was a choice
-    )
+    engine, decision = record["engine"], record["decision"]
+    thresholds = decision["real_below"], decision["generated_from"]
+    crops = record.get("crops") or 1  # none: from before there was a choice
+    identity = _identity(record["bundle"]["id"], engine["name"], engine["precision"], *thresholds, crops)
     return str(record["source"]), None if record["error"] is not None else str(record["verdict"]), identity
 
 
-def _csv_row(line: bytes) -> tuple[str, str | None, Identity]:
+def _csv_head(line: bytes, path: Path) -> tuple[str, ...]:
+    found = tuple(line.decode(errors="replace").rstrip("\n").split(","))
+    if not _NEEDED <= set(found) <= set(csv_columns()) or len(set(found)) != len(found):
+        raise UsageError(
+            f"{path} does not have the columns of lare2-rt's CSV files", remedy="remove it, or choose another name"
+        )
+    return found
+
+
+def _csv_row(line: bytes, columns: tuple[str, ...]) -> tuple[str, str | None, Identity]:
     (cells,) = csv.reader(io.StringIO(line.decode(), newline=""))
-    row = dict(zip(CSV_COLUMNS, cells, strict=True))
-    names = ("bundle_id", "engine", "precision", "real_below", "generated_from", "crops")
-    return row["source"], None if row["error"] else row["verdict"], tuple(row[name] for name in names)
+    row = dict(zip(columns, cells, strict=True))
+    names = ("bundle_id", "engine", "precision", "real_below", "generated_from")
+    crops = row.get("crops", "1")  # from before there was a choice
+    return row["source"], None if row["error"] else row["verdict"], (*(row.get(name) for name in names), crops)
 
 
-def _identity(*values: str | float | None) -> Identity:
+def _identity(*values: str | float | None) -> tuple[str, ...]:
     return tuple("" if value is None else str(value) for value in values)

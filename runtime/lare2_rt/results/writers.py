@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
+from ..columns import csv_columns, csv_row
 from ..detection import Detection
-from ..host.text import printable, spreadsheet_safe
+from ..host.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,26 +23,6 @@ _SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
     ".txt": "table",
 }
-CSV_COLUMNS = (
-    "source",
-    "verdict",
-    "probability",
-    "logit_real",
-    "logit_generated",
-    "lare_mean",
-    "error",
-    "calibration",
-    "bundle_name",
-    "bundle_id",
-    "engine",
-    "engine_version",
-    "precision",
-    "total_ms",
-    "real_below",
-    "generated_from",
-    "crops",
-    "note",
-)
 
 
 class Writer(Protocol):
@@ -59,19 +40,19 @@ def format_for(suffix: str) -> Format | None:
     return _SUFFIXES.get(suffix.lower())
 
 
-def writer_for(form: Format, stream: IO[str], *, colour: bool = False, head: bool = True) -> Writer:
+def writer_for(form: Format, stream: IO[str], *, colour: bool = False, columns: Sequence[str] | None = None) -> Writer:
     """Return a writer of ``form`` onto a text stream.
 
     Args:
         form: any but ``parquet``, which is no text: see ``parquet_writer``.
         stream: takes the document.
         colour: only matters to the table.
-        head: whether CSV begins with its headings; False to go on with a document.
+        columns: headings of a CSV document to go on with; None to begin one.
     """
     if form == "table":
         return _Table(stream, colour=colour)
     if form == "csv":
-        return _Csv(stream, head=head)
+        return _Csv(stream, columns)
     return _Json(stream) if form == "json" else _JsonLines(stream)
 
 
@@ -85,24 +66,24 @@ def json_line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-class _JsonLines:
+class _Text:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
-
-    def add(self, result: Detection) -> None:
-        self._stream.write(json_line(result.as_dict()))
-        self._stream.flush()
 
     def end(self) -> None:
         self._stream.flush()
 
 
-class _Json:
+class _JsonLines(_Text):
+    def add(self, result: Detection) -> None:
+        self._stream.write(json_line(result.as_dict()))
+        self._stream.flush()
+
+
+class _Json(_Text):
     """One array of records."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-        self._count = 0
+    _count = 0
 
     def add(self, result: Detection) -> None:
         self._stream.write("[\n" if self._count == 0 else ",\n")
@@ -111,44 +92,18 @@ class _Json:
 
     def end(self) -> None:
         self._stream.write("\n]\n" if self._count else "[]\n")
-        self._stream.flush()
+        super().end()
 
 
-class _Csv:
-    def __init__(self, stream: IO[str], *, head: bool) -> None:
-        self._stream = stream
-        self._csv = csv.writer(stream, lineterminator="\n")
-        if head:
-            self._csv.writerow(CSV_COLUMNS)
+class _Csv(_Text):
+    def __init__(self, stream: IO[str], columns: Sequence[str] | None) -> None:
+        super().__init__(stream)
+        self._csv = csv.DictWriter(stream, columns or csv_columns(), extrasaction="ignore", lineterminator="\n")
+        if columns is None:
+            self._csv.writeheader()
 
     def add(self, result: Detection) -> None:
-        real, generated = result.logits or (None, None)
-        provenance = result.provenance
-        self._csv.writerow(
-            [
-                spreadsheet_safe(result.source),
-                result.verdict,
-                result.probability,
-                real,
-                generated,
-                result.lare_mean,
-                spreadsheet_safe(result.error or ""),
-                result.rule.calibration,
-                provenance.bundle_name,
-                provenance.bundle_id,
-                provenance.engine,
-                provenance.engine_version,
-                provenance.precision,
-                round(result.timings["total"], 3) if "total" in result.timings else None,
-                result.rule.real_below,
-                result.rule.generated_from,
-                provenance.crops,
-                result.rule.note,
-            ]
-        )
-        self._stream.flush()
-
-    def end(self) -> None:
+        self._csv.writerow(csv_row(result.as_dict()))
         self._stream.flush()
 
 
@@ -189,9 +144,8 @@ class _Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("image", overflow="fold")
         table.add_column("verdict", no_wrap=True)
-        table.add_column("probability", justify="right", no_wrap=True)
-        table.add_column("LaRE", justify="right", no_wrap=True)
-        table.add_column("ms", justify="right", no_wrap=True)
+        for name in ("probability", "LaRE", "ms"):
+            table.add_column(name, justify="right", no_wrap=True)
         styles = {"generated": "bold red", "real": "bold green", "unsure": "yellow", "failed": "red"}
         for name, verdict, *numbers in self._rows:
             # Text, not str: square brackets in a name are no markup.

@@ -64,23 +64,24 @@ def read_list(stream: IO[bytes], *, null: bool, name: str) -> list[str]:
 
 def _expanded(arguments: Iterable[str], *, patterns: bool) -> list[str]:
     paths: list[str] = []
-    empty: list[str] = []
+    empty: list[UsageError] = []
     for argument in arguments:
         if os.path.isdir(argument):
             found = _images_below(argument)
             if not found:
-                empty.append(f"no images in {argument}; image files end in {', '.join(sorted(SUFFIXES))}")
+                endings = ", ".join(sorted(SUFFIXES))
+                empty.append(UsageError(f"no images in {argument}", remedy=f"image files end in {endings}"))
                 found = [argument]
         elif patterns and not os.path.lexists(argument) and glob.has_magic(argument):
             found = _matching(argument)
             if not found:
-                empty.append(f"nothing matches {argument}; check the pattern")
+                empty.append(UsageError(f"nothing matches {argument}", remedy="check the pattern"))
                 found = [argument]
         else:
             found = [argument]
         paths.extend(found)
     if empty and len(empty) == len(paths):
-        raise UsageError(empty[0])
+        raise empty[0]
     return paths
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...bundle.manifest import Variant
+from ...bundle.manifest import ComponentName, Variant
 from ...bundle.opening import Bundle
 from ...errors import EngineError
-from ...host.child import NotStartedError, how_it_ended, run_child
-from ..contract import EngineInfo, EngineOptions, digest_of
+from ...host.child import Child, how_it_ended, raise_if_not_written
+from ...host.integrity import digest_of
+from ..contract import EngineInfo, EngineOptions, Notify
 from .cache import CompiledCache
 from .entry import Entry, Recipe, read_entry
 
@@ -30,7 +31,7 @@ Facts = Mapping[str, str | int] | Callable[[Variant], Mapping[str, str | int]]
 class CompiledChain:
     """The cached entries of all components, held until ``close``."""
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[ComponentName, Entry]
 
     @property
     def digest(self) -> str:
@@ -45,7 +46,7 @@ class CompiledChain:
 
 def compile_chain(
     bundle: Bundle,
-    variants: Mapping[str, Variant],
+    variants: Mapping[ComponentName, Variant],
     options: EngineOptions,
     *,
     info: EngineInfo,
@@ -64,7 +65,7 @@ def compile_chain(
         EngineError: a component cannot be compiled or kept.
     """
     cache = CompiledCache(options.cache)
-    entries: dict[str, Entry] = {}
+    entries: dict[ComponentName, Entry] = {}
     try:
         for name, variant in variants.items():
             recipe = _recipe(bundle, name, variant, info, facts)
@@ -76,12 +77,7 @@ def compile_chain(
 
 
 def made_elsewhere(
-    bundle: Bundle,
-    variants: Mapping[str, Variant],
-    options: EngineOptions,
-    *,
-    info: EngineInfo,
-    facts: Facts,
+    bundle: Bundle, variants: Mapping[ComponentName, Variant], options: EngineOptions, *, info: EngineInfo, facts: Facts
 ) -> dict[str, Any] | None:
     """Return the entry of one of these graphs that was made with another version of the library or for another GPU.
 
@@ -137,19 +133,41 @@ def onnx_files(bundle: Bundle, variant: Variant, folder: Path) -> Iterator[None]
         (folder / name).unlink()
 
 
-def run_script(module: str, arguments: Sequence[str | Path], *, cwd: Path, doing: str, remedy: str) -> None:
-    """Run ``main`` of a module of this package in a process of its own, in the folder ``cwd``.
+def run_script(
+    module: str,
+    arguments: Sequence[str | Path],
+    *,
+    doing: str,
+    remedy: str,
+    cwd: Path | None = None,
+    notify: Notify = lambda line: None,
+) -> None:
+    """Run ``main`` of a module in a process of its own, in the folder ``cwd`` or this process's.
+
+    Args:
+        doing: what the engine cannot do where that fails; remedy: what helps then.
+        notify: called with each line that it prints.
 
     Raises:
         OSError: it could not write its result.
-        EngineError: it failed; ``doing`` is what the engine cannot do then, and ``remedy`` what helps.
+        EngineError: it failed.
     """
     try:
-        code, _, said = run_child(f"{__package__}.{module}", *arguments, cwd=cwd)
-    except NotStartedError as error:
+        child = Child(module, *arguments, cwd=cwd, text=True)
+    except OSError as error:
         raise EngineError(f"cannot {doing}: no Python process can be started ({error})", remedy=remedy) from error
+    last = ""
+    try:
+        for line in filter(None, map(str.strip, child.stdout)):
+            last = line
+            if not line.isdecimal():
+                notify(line)
+        code, said = child.wait(), child.last_line()
+    finally:
+        child.close()
+    raise_if_not_written(code, last)
     if code:
-        why = said if said and code > 0 else f"the process {how_it_ended(code)}"
+        why = (said or "it gave no reason") if code > 0 else f"its process was {how_it_ended(code)}"
         if code == -signal.SIGKILL:
-            why += ", it may need more memory than there is"
+            why += ", as it may need more memory than there is"
         raise EngineError(f"cannot {doing}: {why}", remedy=remedy)

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import EngineError, OutputError, UsageError
+from ...errors import EngineError, OutputError
 from ...host.atomic import reason, temporary_beside
 from ...host.integrity import cache_folder
 from ...host.locks import acquire, try_acquire
+from ...host.text import parse_amount
 from .entry import ENTRY, Entry, Recipe, build_lock, read_entry, seal, use_lock, verified_digest
 
 Notify = Callable[[str], None]
@@ -26,7 +27,6 @@ Notify = Callable[[str], None]
 DEFAULT_LIMIT = 20_000_000_000
 _ATTEMPTS = 3  # each is in vain only if the entry is removed or damaged between its making and its opening
 _KEY = re.compile(r"[0-9a-f]{64}")
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class CompiledCache:
         Raises:
             EngineError: it cannot be built or kept; nothing of it is left then.
         """
-        say = notify or _silent
+        say = notify or (lambda line: None)
         folder = self.folder / recipe.key
         try:
             self._prepare()
@@ -221,10 +221,7 @@ def cache_limit() -> int:
     text = os.environ.get("LARE2_CACHE_LIMIT")
     if not text:
         return DEFAULT_LIMIT
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE | re.ASCII)
-    if match is None:
-        raise UsageError(f"LARE2_CACHE_LIMIT is {text!r}, which is no size", remedy="write for instance 500MB or 20GB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return parse_amount(text, "LARE2_CACHE_LIMIT")
 
 
 def _describe(folder: Path) -> CachedEngine:
@@ -237,7 +234,3 @@ def _describe(folder: Path) -> CachedEngine:
     if lock is not None:
         lock.release(remove=True)
     return CachedEngine(folder.name, raw["engine"], raw["version"], raw["label"], size, used, in_use=lock is None)
-
-
-def _silent(line: str) -> None:
-    pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...host.atomic import write_bytes
-from ...host.integrity import HashCache, sha256_of
+from ...host.integrity import HashCache, digest_of, sha256_of
 from ...host.locks import FileLock, try_acquire
 
 ENTRY = "entry.json"
@@ -40,8 +39,7 @@ class Recipe:
     @property
     def key(self) -> str:
         """sha256 in hex over engine, version and facts."""
-        content = {"engine": self.engine, "version": self.version, "facts": dict(self.facts)}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return digest_of({"engine": self.engine, "version": self.version, "facts": dict(self.facts)})
 
 
 class Entry:
@@ -123,4 +121,4 @@ def verified_digest(folder: Path, root: Path) -> str | None:
         return None
     finally:
         hashes.save()
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return digest_of(files)

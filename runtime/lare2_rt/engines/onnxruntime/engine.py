@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import shlex
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +14,9 @@ from numpy.typing import NDArray
 from ...bundle.manifest import Variant
 from ...bundle.opening import Bundle
 from ...errors import EngineError, first_line
+from ..base import CpuEngine
 from ..chain import Arrays, Component, ComponentChain, check_outputs
-from ..contract import EngineOptions, OpenEngine
-from ..cpu import CpuEngine, portable_variants
+from ..contract import EngineOptions, Foreign, OpenEngine
 from ..registry import installed_version
 
 PROVIDER = "CPUExecutionProvider"
@@ -29,14 +31,14 @@ class OnnxRuntimeEngine(CpuEngine):
     position_stable = True
     compiled = False
 
-    def machine_lacks(self) -> EngineError | None:
-        """See ``Engine.machine_lacks``."""
-        return super().machine_lacks() or clash()
+    def packages_lack(self) -> EngineError | None:
+        """See ``RegisteredEngine.packages_lack``."""
+        return super().packages_lack() or clash()
 
     def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
         """Create one session per component; raises EngineError when ONNX Runtime refuses one."""
         import_onnxruntime()
-        variants, info = portable_variants(bundle, options), self.describe(bundle, options)
+        variants, info = self.variants(bundle, options), self.describe(bundle, options)
         sessions = {name: open_session(bundle, variant, options.threads) for name, variant in variants.items()}
         components = {name: component_of(variants[name], session) for name, session in sessions.items()}
         return ComponentChain(info, components, noise=bundle.noise, close=sessions.clear)
@@ -52,18 +54,22 @@ def clash() -> EngineError | None:
     )
 
 
-def import_onnxruntime() -> None:
-    """Import the library; raises EngineError."""
+def import_onnxruntime(package: str = "onnxruntime") -> Foreign:
+    """Import the library as a package has it, that for GPUs with NVIDIA's libraries; raises EngineError."""
     try:
-        importlib.import_module("onnxruntime")
+        ort = importlib.import_module("onnxruntime")
+        if package != "onnxruntime":
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, which may be elsewhere
+                ort.preload_dlls()
     except Exception as error:  # a broken installation can fail in any way
         raise EngineError(
-            f"onnxruntime is installed but cannot be imported ({first_line(error)})",
-            remedy="pip install --force-reinstall onnxruntime",
+            f"{package.partition('[')[0]} is installed but cannot be imported ({first_line(error)})",
+            remedy=f"pip install --force-reinstall {shlex.quote(package)}",
         ) from error
+    return ort
 
 
-def session_settings(threads: int) -> Any:  # noqa: ANN401 - the binding has no types
+def session_settings(threads: int) -> Foreign:
     """Return the SessionOptions of every session.
 
     Threads are set from the outside because ONNX Runtime counts the host's cores inside a container, and spinning is
@@ -80,7 +86,7 @@ def session_settings(threads: int) -> Any:  # noqa: ANN401 - the binding has no 
     return settings
 
 
-def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa: ANN401
+def open_session(bundle: Bundle, variant: Variant, threads: int) -> Foreign:
     """Return an InferenceSession on the CPU provider alone; raises EngineError."""
     import onnxruntime
 
@@ -93,12 +99,14 @@ def open_session(bundle: Bundle, variant: Variant, threads: int) -> Any:  # noqa
             remedy="update onnxruntime or build the bundle again",
         ) from error
     if session.get_providers() != [PROVIDER]:
-        raise EngineError(f"onnxruntime opened {path.name} on {session.get_providers()} instead of {PROVIDER}")
+        raise EngineError(
+            f"onnxruntime opened {path.name} on {session.get_providers()} instead of {PROVIDER}", remedy="report it"
+        )
     check_signature(session, variant, path)
     return session
 
 
-def check_signature(session: Any, variant: Variant, path: Path) -> None:  # noqa: ANN401
+def check_signature(session: Foreign, variant: Variant, path: Path) -> None:
     """Raise EngineError unless a session takes and gives what the manifest says."""
     for values, specs in ((session.get_inputs(), variant.inputs), (session.get_outputs(), variant.outputs)):
         actual = {value.name: (value.type, tuple(value.shape)) for value in values}
@@ -108,7 +116,7 @@ def check_signature(session: Any, variant: Variant, path: Path) -> None:  # noqa
             )
 
 
-def component_of(variant: Variant, session: Any) -> Component:  # noqa: ANN401
+def component_of(variant: Variant, session: Foreign) -> Component:
     """Return a session as a component."""
     names = [spec.name for spec in variant.outputs]
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bundle.manifest import COMPONENTS, ComponentName, TensorSpec, Variant
+from ...bundle.manifest import COMPONENTS, ComponentName, Variant
 from ...bundle.noise import Noise
 from ...errors import EngineError, first_line
-from ..contract import ChainOutput, EngineInfo, Float32, UInt8, WindowOutput, tensors_of
+from ..chain import check_array, closed
+from ..contract import ChainOutput, EngineInfo, Float32, Foreign, UInt8, WindowOutput, tensors_of
 
 # ONNX Runtime runs a session twice before it captures, all within the first call; one more shows that replays work.
 _WARM_UP = 2
@@ -45,7 +46,7 @@ class BoundChain:
 
     def __init__(
         self,
-        ort: Any,  # noqa: ANN401 - the binding has no types
+        ort: Foreign,
         sessions: _Sessions,
         variants: Mapping[ComponentName, Variant],
         *,
@@ -111,7 +112,7 @@ class BoundChain:
                 part.clear()
             self._close()
 
-    def _allocate(self, ort: Any, variants: Mapping[ComponentName, Variant], device: str) -> None:  # noqa: ANN401
+    def _allocate(self, ort: Foreign, variants: Mapping[ComponentName, Variant], device: str) -> None:
         """Get one buffer a tensor and bind it wherever that tensor goes in or comes out."""
         try:
             for name, spec in self._specs.items():
@@ -144,14 +145,8 @@ class BoundChain:
     def _write(self, name: str, array: NDArray[Any]) -> None:
         """Write an array into its buffer; raises EngineError unless type and shape are the buffer's."""
         if not self._sessions:
-            raise EngineError(f"the engine {self._info.name} is closed", remedy="open it again")
-        spec: TensorSpec = self._specs[name]
-        if (array.dtype, array.shape) != (np.dtype(spec.dtype), spec.shape):
-            raise EngineError(
-                f"{self._info.name} takes {name} as {spec.dtype} {list(spec.shape)}, not {array.dtype} "
-                f"{list(array.shape)}",
-                remedy="report it",
-            )
+            raise closed(self._info)
+        check_array(array, self._specs[name], taker=self._info.name)
         try:
             self._buffers[name].update_inplace(np.ascontiguousarray(array))
         except Exception as error:

@@ -6,27 +6,24 @@ the graph, to which the new one refers by its name.
 ONNX Runtime has no kernel for GroupNormalization and expands it, with the shape of the input taken at run time. What
 computes with shapes runs on the CPU, so the graph could neither keep off the CPU nor be captured into a CUDA graph.
 Here the shapes are constants: the groups of an image become the channels of an instance norm.
+
+Whoever changes what is written raises ``revision`` in ``engine.py``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
 from ...host.child import written_or_said
-
-if TYPE_CHECKING:
-    import onnx
-
-REVISION = 1  # in the keys of the cache: raise it with every change of what is written
 
 
 def rewrite(model: onnx.ModelProto) -> int:
     """Replace every GroupNormalization of a graph with fixed shapes in place; returns their number."""
-    import onnx  # here, as those who only read the revision need none of it
-
     inferred = onnx.shape_inference.infer_shapes(model).graph
     values = {value.name: value.type.tensor_type for value in (*inferred.input, *inferred.value_info)}
     graph, nodes = model.graph, []
@@ -44,8 +41,6 @@ def rewrite(model: onnx.ModelProto) -> int:
 
 def _instance_norm(graph: onnx.GraphProto, node: onnx.NodeProto, tensor: onnx.TypeProto.Tensor) -> list[onnx.NodeProto]:
     """Return what computes a norm of [B,C,...]: [B,G,the rest] normalised, shaped back, scaled and shifted."""
-    from onnx import helper, numpy_helper
-
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     shape = [size.dim_value for size in tensor.shape.dim]
     if len(shape) < 3 or 0 in shape:
@@ -80,8 +75,6 @@ def _instance_norm(graph: onnx.GraphProto, node: onnx.NodeProto, tensor: onnx.Ty
 
 def write(source: str, target: Path) -> None:
     """Rewrite the graph in ``source`` into ``target``."""
-    import onnx
-
     model = onnx.load(source, load_external_data=False)
     rewrite(model)
     target.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,4 +1,4 @@
-"""OpenVINO as engines use it: imported without its telemetry, one core for the process, a compiled model as component.
+"""OpenVINO as engines use it: imported without its telemetry, one core for the process, models from the user's cache.
 
 Importing OpenVINO's Python package reports that over the network, and leaves files in the home folder, unless the user
 has opted out: it is imported here without its telemetry.
@@ -6,22 +6,26 @@ has opted out: it is imported here without its telemetry.
 
 from __future__ import annotations
 
+import abc
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bundle.manifest import Variant
+from ...bundle.manifest import COMPONENTS, ComponentName, Variant
 from ...bundle.opening import Bundle
 from ...errors import EngineError, first_line
-from ..cache.build import CompiledChain
+from ..base import CpuEngine
+from ..cache.build import compile_chain
+from ..cache.entry import Entry
 from ..chain import Arrays, Component, ComponentChain, check_inputs, check_outputs
-from ..contract import EngineInfo, EngineOptions, OpenEngine
+from ..contract import EngineOptions, Foreign, OpenEngine
 
 # One stream for the whole machine, made for the time of one call, in float32 and nothing else. Threads are not pinned:
 # two processes would be pinned to the same processors.
@@ -36,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 _importing = threading.Lock()
 
 
-def import_openvino() -> Any:  # noqa: ANN401 - the binding has no types
+def import_openvino() -> Foreign:
     """Import OpenVINO such that it sends nothing; without its telemetry module it falls back to one that does nothing.
 
     Raises:
@@ -55,7 +59,7 @@ def import_openvino() -> Any:  # noqa: ANN401 - the binding has no types
     return openvino
 
 
-def openvino_core() -> Any:  # noqa: ANN401
+def openvino_core() -> Foreign:
     """Return this process's one OpenVINO core, which stays until the process ends.
 
     Its CPU plugin gives the thread that creates it a stack for signal handlers, and frees that stack when it goes. Were
@@ -75,11 +79,92 @@ def openvino_core() -> Any:  # noqa: ANN401
 
 
 @functools.cache
-def _kept_core() -> Any:  # noqa: ANN401
+def _kept_core() -> Foreign:
     return import_openvino().Core()
 
 
-def check_model(bundle: Bundle, variant: Variant, model: Any) -> None:  # noqa: ANN401
+def settings_for(threads: int) -> dict[str, Any]:
+    """Return with what a model is compiled or loaded."""
+    return {**SETTINGS, "INFERENCE_NUM_THREADS": threads}
+
+
+class OpenVinoBased(CpuEngine):
+    """An engine whose components OpenVINO computes, some or all of them from entries of the user's cache.
+
+    Attributes:
+        cached: the components that have an entry each.
+    """
+
+    compiled = True
+    cached: ClassVar[tuple[ComponentName, ...]] = COMPONENTS
+
+    def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
+        """Make what the cache lacks and load it; raises EngineError when OpenVINO refuses a component."""
+        core, info, variants = openvino_core(), self.describe(bundle, options), self.variants(bundle, options)
+        chain = compile_chain(
+            bundle,
+            {name: variants[name] for name in self.cached},
+            options,
+            info=info,
+            facts=self.cache_facts(),
+            build=lambda variant, folder: self.make(bundle, variant, folder),
+        )
+        try:
+            models = {
+                name: self._load(core, bundle, variant, chain.entries.get(name), options.threads)
+                for name, variant in variants.items()
+            }
+            threads = _threads_used(models, options)
+            components = {name: component_of_model(variants[name], model) for name, model in models.items()}
+        except BaseException:
+            chain.close()
+            raise
+
+        def close() -> None:
+            models.clear()
+            chain.close()
+
+        opened = replace(info, threads=threads, compiled=chain.digest)
+        return ComponentChain(opened, components, noise=bundle.noise, close=close)
+
+    def cache_facts(self) -> Mapping[str, str | int]:
+        """Return what decides an entry beside the graph, the version and the precision; threads do not."""
+        return self.facts()
+
+    @abc.abstractmethod
+    def make(self, bundle: Bundle, variant: Variant, folder: Path) -> None:
+        """Write an entry into ``folder``; raises EngineError or, where the disk is full, OSError."""
+
+    @abc.abstractmethod
+    def model(self, core: Foreign, bundle: Bundle, variant: Variant, entry: Entry | None, threads: int) -> Foreign:
+        """Return the compiled model of an entry, or of the bundle's graph where there is none; raises anything."""
+
+    def _load(self, core: Foreign, bundle: Bundle, variant: Variant, entry: Entry | None, threads: int) -> Foreign:
+        try:
+            model = self.model(core, bundle, variant, entry, threads)
+        except Exception as error:
+            problem, remedy = f"openvino cannot compile {variant.graph}", "choose another --engine"
+            if entry is not None:
+                entry.discard()
+                problem = f"{self.name} cannot load what it made of {variant.graph}"
+                remedy = f"it was removed from the cache: try again, else {remedy}"
+            raise EngineError(f"{problem} ({what_is_wrong(error)})", remedy=remedy) from error
+        _check_model(bundle, variant, model)
+        return model
+
+
+def _threads_used(models: Mapping[ComponentName, Any], options: EngineOptions) -> int:
+    """Return how many threads compiled models use, and say so where they are fewer than asked for."""
+    threads = min(int(model.get_property("INFERENCE_NUM_THREADS")) for model in models.values())
+    if threads != options.threads:
+        options.say(
+            f"openvino uses {threads} of the {options.threads} threads asked for: it takes no more than there "
+            "are processors"
+        )
+    return threads
+
+
+def _check_model(bundle: Bundle, variant: Variant, model: Foreign) -> None:
     """Raise EngineError where a compiled model does not compute in float32 or is not what the manifest says."""
     precision = model.get_property("INFERENCE_PRECISION_HINT").to_string()
     if precision != "f32":
@@ -95,55 +180,7 @@ def check_model(bundle: Bundle, variant: Variant, model: Any) -> None:  # noqa: 
             )
 
 
-def settings_for(threads: int) -> dict[str, Any]:
-    """Return with what a model is compiled or loaded."""
-    return {**SETTINGS, "INFERENCE_NUM_THREADS": threads}
-
-
-def open_models(
-    bundle: Bundle,
-    variants: Mapping[str, Variant],
-    options: EngineOptions,
-    *,
-    info: EngineInfo,
-    chain: CompiledChain,
-    load: Callable[[str, Variant], Any],
-) -> OpenEngine:
-    """Return an open engine of compiled models, which closes the chain at the end, or at once where one fails.
-
-    Args:
-        info: name, version and build key of the engine.
-        chain: the cached entries that models come from.
-        load: returns the compiled model of a component, or raises EngineError.
-    """
-    try:
-        models = {name: load(name, variant) for name, variant in variants.items()}
-        threads = _threads_used(models.values(), options)
-        components = {name: component_of_model(variants[name], model) for name, model in models.items()}
-    except BaseException:
-        chain.close()
-        raise
-
-    def close() -> None:
-        models.clear()
-        chain.close()
-
-    opened = replace(info, threads=threads, compiled=chain.digest)
-    return ComponentChain(opened, components, noise=bundle.noise, close=close)
-
-
-def _threads_used(models: Iterable[Any], options: EngineOptions) -> int:
-    """Return how many threads compiled models use, and say so where they are fewer than asked for."""
-    threads = min(int(model.get_property("INFERENCE_NUM_THREADS")) for model in models)
-    if threads != options.threads:
-        options.say(
-            f"openvino uses {threads} of the {options.threads} threads asked for: it takes no more than there "
-            "are processors"
-        )
-    return threads
-
-
-def component_of_model(variant: Variant, model: Any) -> Component:  # noqa: ANN401
+def component_of_model(variant: Variant, model: Foreign) -> Component:
     """Return a compiled model as a component; a call raises EngineError where OpenVINO fails."""
     names = [spec.name for spec in variant.outputs]
     request = model.create_infer_request()

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bundle.manifest import COMPONENTS, ComponentName, Variant
+from ...bundle.manifest import COMPONENTS, ComponentName, TensorSpec, Variant
 from ...bundle.noise import Noise
 from ...errors import EngineError
-from ..contract import ChainOutput, EngineInfo, Float32, UInt8, WindowOutput, tensors_of
+from ..chain import check_array, closed
+from ..contract import ChainOutput, EngineInfo, Float32, Foreign, UInt8, WindowOutput, tensors_of
 from ..cuda_runtime import ALIGNMENT, Buffer, Cuda
-from .plan import Messages, make_logger
+from .plan import Messages, cannot_start, make_logger
 
 # What the host gives and takes; everything between stays on the device.
 _UPLOADED = ("image", "crop")
@@ -39,7 +40,6 @@ class TensorRtChain:
         trt: ``tensorrt`` or ``tensorrt_rtx``; binding: ``cuda.bindings.runtime``.
         plans: component name -> serialized plan; variants: the graphs that they were built from.
         noise: the bundle's draws; cuda_graph: whether calls replay one captured graph.
-        release: called last of all when the chain is closed.
 
     Raises:
         EngineError: a plan does not load or is of another graph, CUDA fails, or the graph cannot be captured.
@@ -47,8 +47,8 @@ class TensorRtChain:
 
     def __init__(
         self,
-        trt: Any,  # noqa: ANN401 - the bindings have no types
-        binding: Any,  # noqa: ANN401
+        trt: Foreign,
+        binding: Foreign,
         *,
         plans: Mapping[ComponentName, bytes],
         variants: Mapping[ComponentName, Variant],
@@ -64,7 +64,8 @@ class TensorRtChain:
             self._cuda = Cuda(binding, self._stack)
             self._main, self._side = self._cuda.stream(), self._cuda.stream()
             self._forked, self._joined = self._cuda.event(), self._cuda.event()
-            self._buffers = _allocate(self._cuda, variants)
+            self._specs = tensors_of(variants)
+            self._buffers = _allocate(self._cuda, self._specs)
             self._host = {
                 name: self._cuda.pinned(self._buffers[name].shape, self._buffers[name].dtype)
                 for name in (*_UPLOADED, *_RETURNED)
@@ -84,7 +85,6 @@ class TensorRtChain:
 
     def run(self, image: UInt8, crop: UInt8, *, noise: Noise | None = None) -> ChainOutput:
         """See ``OpenEngine.run``."""
-        self._check_open()
         self._stage("image", image)
         self._stage("crop", crop)
         begin = time.perf_counter()
@@ -108,7 +108,6 @@ class TensorRtChain:
 
         The page-locked copy of the results' LaRE is the staging memory of the upload: its content was given away.
         """
-        self._check_open()
         self._stage("lare", lare)
         self._stage("crop", crop)
         begin, cuda, stream = time.perf_counter(), self._cuda, self._main
@@ -122,20 +121,12 @@ class TensorRtChain:
         timings = {"window": (time.perf_counter() - begin) * 1e3}
         return WindowOutput(self._host["logits"].copy(), self._host["attention"].copy(), timings)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EngineError(f"the engine {self._info.name} is closed", remedy="open it again")
-
     def _stage(self, name: str, array: NDArray[np.generic]) -> None:
         """Copy an array into the page-locked memory of its name; raises EngineError unless type and shape fit."""
-        staged = self._host[name]
-        if (array.dtype, array.shape) != (staged.dtype, staged.shape):
-            raise EngineError(
-                f"{self._info.name} takes {name} as {staged.dtype} {list(staged.shape)}, not {array.dtype} "
-                f"{list(array.shape)}",
-                remedy="report it",
-            )
-        staged[...] = array
+        if self._closed:
+            raise closed(self._info)
+        check_array(array, self._specs[name], taker=self._info.name)
+        self._host[name][...] = array
 
     def close(self) -> None:
         """Release everything in the reverse order of its creation; twice is harmless."""
@@ -163,10 +154,7 @@ class TensorRtChain:
         """Write the draws into their fixed buffers, outside any graph."""
         for name, array in zip(_FIXED, (noise.posterior, noise.ensemble), strict=True):
             content = np.ascontiguousarray(array, np.float32)
-            if content.shape != self._buffers[name].shape:
-                raise EngineError(
-                    f"{name} has shape {list(content.shape)} where the bundle needs {list(self._buffers[name].shape)}"
-                )
+            check_array(content, self._specs[name], taker=self._info.name)
             self._cuda.upload(self._buffers[name], content, self._main)
             self._cuda.synchronise(self._main)  # the array may be gone when this returns
 
@@ -176,7 +164,7 @@ class _Contexts:
 
     def __init__(
         self,
-        trt: Any,  # noqa: ANN401
+        trt: Foreign,
         cuda: Cuda,
         stack: contextlib.ExitStack,
         plans: Mapping[ComponentName, bytes],
@@ -189,17 +177,13 @@ class _Contexts:
         self._logger: Any = make_logger(trt, self._messages)
         try:
             self._runtime: Any = trt.Runtime(self._logger)
-        except (
-            TypeError
-        ) as error:  # the constructor gave nothing, as TensorRT does without a GPU or driver that it knows
-            raise EngineError(
-                f"TensorRT cannot start ({self._messages.last}): check the GPU and its driver (lare2-rt doctor)"
-            ) from error
+        except TypeError as error:  # the constructor gave nothing, as there is no GPU, or its driver is too old
+            raise cannot_start(self._messages) from error
         stack.callback(self._release)
         for name in COMPONENTS:
             engine = self._runtime.deserialize_cuda_engine(plans[name])
             if engine is None:
-                raise EngineError(f"TensorRT does not load the plan of {name}: {self._messages.last}")
+                raise self._refused(f"does not load the plan of {name}", "run 'lare2-rt cache clear' and try again")
             _check_plan(trt, engine, name, variants[name])
             self._engines[name] = engine
         sizes = {name: int(engine.device_memory_size_v2) for name, engine in self._engines.items()}
@@ -212,7 +196,10 @@ class _Contexts:
     def execute(self, name: ComponentName, stream: int) -> None:
         """Enqueue a component; raises EngineError."""
         if not self._contexts[name].execute_async_v3(stream):
-            raise EngineError(f"TensorRT cannot run {name}: {self._messages.last}", remedy="report it")
+            raise self._refused(f"cannot run {name}")
+
+    def _refused(self, what: str, remedy: str = "report it") -> EngineError:
+        return EngineError(f"TensorRT {what}: {self._messages.last}", remedy=remedy)
 
     def _release(self) -> None:
         """Contexts before their engines, engines before the runtime, the logger last."""
@@ -223,16 +210,16 @@ class _Contexts:
 
     def _context(
         self,
-        trt: Any,  # noqa: ANN401
-        engine: Any,  # noqa: ANN401
+        trt: Foreign,
+        engine: Foreign,
         name: ComponentName,
         variant: Variant,
         buffers: Mapping[str, Buffer],
         memory: Buffer,
-    ) -> Any:  # noqa: ANN401
+    ) -> Foreign:
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise EngineError(f"TensorRT cannot prepare {name}: {self._messages.last}", remedy="free some GPU memory")
+            raise self._refused(f"cannot prepare {name}", "free some GPU memory")
         context.set_device_memory(memory.address, memory.nbytes)
         for spec in variant.inputs:
             if not context.set_input_shape(spec.name, spec.shape):
@@ -241,16 +228,15 @@ class _Contexts:
                 )
         for spec in (*variant.inputs, *variant.outputs):
             if not context.set_tensor_address(spec.name, buffers[spec.name].address):
-                raise EngineError(f"TensorRT refuses the memory of {spec.name} in {name}: {self._messages.last}")
+                raise self._refused(f"refuses the memory of {spec.name} in {name}")
         missing = context.infer_shapes()
         if missing:
             raise EngineError(f"the plan of {name} lacks the shape of {', '.join(missing)}", remedy="report it")
         return context
 
 
-def _allocate(cuda: Cuda, variants: Mapping[ComponentName, Variant]) -> dict[str, Buffer]:
+def _allocate(cuda: Cuda, specs: Mapping[str, TensorSpec]) -> dict[str, Buffer]:
     """Return one device buffer a tensor; what one component gives and the next takes is the same buffer."""
-    specs = tensors_of(variants)
     return {name: cuda.allocate(spec.shape, np.dtype(spec.dtype)) for name, spec in specs.items()}
 
 
@@ -267,7 +253,7 @@ def _padded(size: int) -> int:
     return max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
 
 
-def _check_plan(trt: Any, engine: Any, name: ComponentName, variant: Variant) -> None:  # noqa: ANN401
+def _check_plan(trt: Foreign, engine: Foreign, name: ComponentName, variant: Variant) -> None:
     """Raise EngineError unless a plan's inputs and outputs are those of the graph in the manifest."""
     types = {trt.DataType.FLOAT: "float32", trt.DataType.UINT8: "uint8"}
     actual: dict[str, tuple[str, str, tuple[int, ...]]] = {}
@@ -282,5 +268,6 @@ def _check_plan(trt: Any, engine: Any, name: ComponentName, variant: Variant) ->
     }
     if actual != expected:
         raise EngineError(
-            f"the plan of {name} is of another graph than {variant.graph}", remedy="clear the cache and try again"
+            f"the plan of {name} is of another graph than {variant.graph}",
+            remedy="run 'lare2-rt cache clear' and try again",
         )

@@ -10,25 +10,23 @@ This engine has not run on a GPU yet; ``docs/gpu.md`` says what of it is proven,
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ...bundle.manifest import Variant
 from ...bundle.opening import Bundle
 from ...errors import EngineError, first_line
-from ...host.child import Child, raise_if_not_written
 from ...host.integrity import cache_folder
-from ..cache.build import CompiledChain, compile_chain, made_elsewhere
-from ..contract import EngineInfo, EngineOptions, OpenEngine
-from ..cuda_runtime import current_gpu, import_runtime
-from ..gpu import GpuEngine, gpu_variants, numbers
+from ..base import Variants
+from ..cache.build import CompiledChain, compile_chain, made_elsewhere, run_script
+from ..contract import EngineInfo, EngineOptions, Foreign, OpenEngine
+from ..cuda_runtime import import_runtime
+from ..gpu import GpuEngine, numbers
 from .chain import TensorRtChain
-from .choice import plan_options_of
-from .plan import PlanOptions
+from .plan import PlanOptions, plan_options_of
 
 PLAN = "engine.plan"
 
@@ -36,10 +34,8 @@ PLAN = "engine.plan"
 class TensorRtEngine(GpuEngine):
     """Engine ``tensorrt``.
 
-    ``position_stable`` is not claimed: it has not been measured on a GPU, so it runs at batch 1 until it has.
-
     Args:
-        plan_options: how plans are made; default: as the last build chose for the bundle (``tensorrt_choice.py``).
+        plan_options: how plans are made; default: as the last build chose for the bundle (``plan.py``).
     """
 
     name = "tensorrt"
@@ -84,9 +80,9 @@ class TensorRtEngine(GpuEngine):
             cuda_graph=options.cuda_graph,
         )
 
-    def compile(self, bundle: Bundle, options: EngineOptions) -> tuple[CompiledChain, EngineInfo, dict[Any, Variant]]:
+    def compile(self, bundle: Bundle, options: EngineOptions) -> tuple[CompiledChain, EngineInfo, Variants]:
         """Return every plan, built where the cache lacks it; the caller closes the chain. Raises EngineError."""
-        info, variants = self.describe(bundle, options), gpu_variants(bundle, options)
+        info, variants = self.describe(bundle, options), self.variants(bundle, options)
         timings = (options.cache or cache_folder()) / "timings" / f"{self.name}-{info.version}.cache"
 
         def build(variant: Variant, folder: Path) -> None:
@@ -100,7 +96,7 @@ class TensorRtEngine(GpuEngine):
         if options.build_anew:
             return None
         info, facts = self.describe(bundle, options), self._plan_facts(bundle, options)
-        variants = gpu_variants(bundle, options)
+        variants = self.variants(bundle, options)
         found = made_elsewhere(bundle, variants, options, info=info, facts=facts)
         if found is None:
             return None
@@ -116,26 +112,17 @@ class TensorRtEngine(GpuEngine):
     def _build(self, bundle: Bundle, variant: Variant, target: Path, timings: Path, options: EngineOptions) -> None:
         """Build one plan in a process of its own, telling its progress; raises EngineError or OSError."""
         settings = json.dumps(asdict(self._options(bundle, options)))
-        last, module = "", f"{__package__}.tensorrt_build"
-        child = Child(module, self.module, bundle.graph_path(variant), target, timings, settings, text=True)
-        try:
-            for line in child.stdout:
-                last = line.strip()
-                if last and not last.isdecimal():
-                    options.say(last)
-            code = child.wait()
-            raise_if_not_written(code, last)
-            if code:
-                why = child.last_line() or child.ending()
-                raise EngineError(
-                    f"{self.name} cannot build {variant.graph}: {why}", remedy="free memory and try again"
-                )
-        finally:
-            child.close()
+        run_script(
+            f"{__package__}.plan",
+            [self.module, bundle.graph_path(variant), target, timings, settings],
+            doing=f"build {variant.graph} with {self.name}",
+            remedy="free memory and try again, or choose another --engine",
+            notify=options.say,
+        )
 
     def _plan_facts(self, bundle: Bundle, options: EngineOptions) -> Callable[[Variant], dict[str, str | int]]:
         """Return what decides a plan beside the ONNX files, the engine, its version and the precision."""
-        facts = self.facts(current_gpu(), bundle, options)
+        facts = self.facts(bundle, options)
 
         def of(variant: Variant) -> dict[str, str | int]:
             shapes = {spec.name: spec.shape for spec in (*variant.inputs, *variant.outputs)}
@@ -147,7 +134,7 @@ class TensorRtEngine(GpuEngine):
         """See ``GpuEngine.settings``."""
         return {"options": json.dumps(asdict(self._options(bundle, options)), sort_keys=True)}
 
-    def _import(self) -> Any:  # noqa: ANN401 - the binding has no types
+    def _import(self) -> Foreign:
         try:
             return importlib.import_module(self.module)
         except Exception as error:  # its libraries are separate packages, which may be missing or of another CUDA

@@ -1,5 +1,8 @@
 """From a strongly typed ONNX graph to a TensorRT plan, by what TensorRT 10.16, 11 and TensorRT-RTX have in common.
 
+The options are part of a plan's key, so a run has to know them to find the plan. What a build chose is kept beside the
+plans, one small file for each engine and bundle; what cannot be read counts as the defaults.
+
 TensorRT reports failure by None or False and raises nothing, so every return value is checked. Literal flag bits differ
 between its versions, so flags are always ``1 << int(flag)``. Network, parser and logger stay referenced until the plan
 is made: the network may point into the parser's weights.
@@ -7,18 +10,29 @@ is made: the network may point into the parser's weights.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
 import os
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from ...errors import EngineError
+from pydantic import TypeAdapter, ValidationError
+
+from ...bundle.opening import Bundle
+from ...errors import EngineError, OutputError, first_line
+from ...host.atomic import write_bytes
+from ...host.child import written_or_said
+from ...host.integrity import cache_folder
+from ..contract import Foreign
 
 Progress = Callable[[str], None]
 _PROGRESS_SECONDS = 5.0
 LEVELS = 5
+_MAX_BYTES = 10_000  # of the file of options
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,24 @@ class PlanOptions:
             raise ValueError(f"a workspace of {self.workspace} bytes leaves nothing to work with")
 
 
+def plan_options_of(engine: str, bundle: Bundle, cache: Path | None = None) -> PlanOptions:
+    """Return the options that the last build chose for a bundle, or the defaults."""
+    with contextlib.suppress(OSError, ValidationError), _options_file(engine, bundle, cache).open("rb") as handle:
+        return TypeAdapter(PlanOptions).validate_json(handle.read(_MAX_BYTES))
+    return PlanOptions()
+
+
+def choose_plan_options(engine: str, bundle: Bundle, options: PlanOptions, cache: Path | None = None) -> None:
+    """Keep options for a bundle; raises OSError or OutputError where the cache cannot be written."""
+    path = _options_file(engine, bundle, cache)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_bytes(path, (json.dumps(asdict(options), sort_keys=True) + "\n").encode())
+
+
+def _options_file(engine: str, bundle: Bundle, cache: Path | None) -> Path:
+    return (cache or cache_folder()) / "plans" / f"{engine}-{bundle.manifest.id}.json"
+
+
 class Messages:
     """What TensorRT said, kept so that a failure can be told in its own words."""
 
@@ -56,27 +88,29 @@ class Messages:
         return " ".join(self.errors[-1].split())[:240] if self.errors else "it gave no reason"
 
 
-def make_logger(trt: Any, messages: Messages) -> Any:  # noqa: ANN401 - the binding has no types
+def make_logger(trt: Foreign, messages: Messages) -> Foreign:
     """Return a logger that keeps errors and drops the rest. The first logger of a process serves all later ones."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)  # required; without it the object cannot be used
 
-        def log(self, severity: Any, text: str) -> None:  # noqa: ANN401
+        def log(self, severity: Foreign, text: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 messages.errors.append(text)
 
     return Log()
 
 
+def cannot_start(messages: Messages) -> EngineError:
+    """Return the error of a constructor of TensorRT's that gave nothing."""
+    return EngineError(
+        f"TensorRT cannot start ({messages.last})", remedy="check the GPU and its driver ('lare2-rt doctor')"
+    )
+
+
 def build_plan(
-    trt: Any,  # noqa: ANN401
-    graph: Path,
-    options: PlanOptions,
-    *,
-    progress: Progress,
-    timings: bytes = b"",
+    trt: Foreign, graph: Path, options: PlanOptions, *, progress: Progress, timings: bytes = b""
 ) -> tuple[bytes, bytes]:
     """Parse a graph and build its plan.
 
@@ -97,7 +131,7 @@ def build_plan(
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # the constructor gave nothing: there is no GPU, or its driver is too old
-        raise EngineError(f"TensorRT cannot start ({messages.last}): check the GPU and its driver") from error
+        raise cannot_start(messages) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(os.fspath(graph)):
@@ -116,13 +150,13 @@ def build_plan(
     return bytes(plan), b"" if cache is None else bytes(config.get_timing_cache().serialize())
 
 
-def _parser_errors(parser: Any) -> str:  # noqa: ANN401
+def _parser_errors(parser: Foreign) -> str:
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     said = [f"{error.node_name() or 'graph'} ({error.node_operator()}): {error.desc()}" for error in found]
     return " ".join("; ".join(said).split())[:240] or "it gave no reason"
 
 
-def _check_half(trt: Any, network: Any, name: str) -> None:  # noqa: ANN401
+def _check_half(trt: Foreign, network: Foreign, name: str) -> None:
     """Refuse a graph in float32, of which TensorRT would make a slow plan without a word.
 
     Convolutions tell: all of them are in half in the graphs for GPUs, whatever lies around them.
@@ -136,14 +170,7 @@ def _check_half(trt: Any, network: Any, name: str) -> None:  # noqa: ANN401
             )
 
 
-def _configure(
-    trt: Any,  # noqa: ANN401
-    config: Any,  # noqa: ANN401
-    options: PlanOptions,
-    *,
-    timings: bytes,
-    progress: Progress,
-) -> Any:  # noqa: ANN401
+def _configure(trt: Foreign, config: Foreign, options: PlanOptions, *, timings: bytes, progress: Progress) -> Foreign:
     """Set a builder's configuration; returns its timing cache, None where the library has none."""
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
@@ -166,7 +193,7 @@ def _configure(
     return cache
 
 
-def _monitor(trt: Any, graph: str, progress: Progress) -> Any:  # noqa: ANN401
+def _monitor(trt: Foreign, graph: str, progress: Progress) -> Foreign:
     """Return a monitor that tells the phase and the time every few seconds."""
     begin = time.monotonic()
 
@@ -191,3 +218,32 @@ def _monitor(trt: Any, graph: str, progress: Progress) -> Any:  # noqa: ANN401
             self.phases = [phase for phase in self.phases if phase[0] != phase_name]
 
     return Monitor()
+
+
+def main(module: str, graph: str, target: str, timings: str, options: str) -> None:
+    """Build and write a plan, as a child of the engine; lines on standard output tell the progress.
+
+    Args:
+        module: of the binding; graph: the ONNX file; target: where the plan goes; timings: the timing cache.
+        options: ``PlanOptions`` as JSON.
+    """
+    known = Path(timings)
+    try:
+        plan, measured = build_plan(
+            importlib.import_module(module),
+            Path(graph),
+            PlanOptions(**json.loads(options)),
+            progress=lambda line: print(line, flush=True),  # noqa: T201 - for the parent
+            timings=known.read_bytes() if known.is_file() else b"",
+        )
+    except EngineError as error:
+        sys.exit(str(error))
+    except Exception as error:  # the library is loaded from what the user has installed, and that can be broken
+        sys.exit(f"{module} failed: {type(error).__name__}: {first_line(error)}")
+    written_or_said(lambda: Path(target).write_bytes(plan))
+    if measured:
+        try:
+            known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_bytes(known, measured)  # atomically: several builds may share it
+        except (OSError, OutputError) as error:
+            print(f"the timing cache is not kept: {first_line(error)}")  # noqa: T201

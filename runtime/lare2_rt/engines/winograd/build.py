@@ -12,10 +12,10 @@ from typing import IO
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx.external_data_helper import set_external_data, uses_external_data
 
 from ...host.child import written_or_said
-from .choose import choose
-from .layers import layers_of
+from .layers import choose, layers_of
 from .rewrite import rewrite
 
 WEIGHTS = "weights.data"
@@ -37,12 +37,10 @@ class Weights:
     def point(self, tensor: onnx.TensorProto, content: NDArray[np.uint8]) -> None:
         """Append bytes and let a tensor refer to them."""
         self._handle.write(bytes(-self._handle.tell() % _PAGE))
-        place = {"location": WEIGHTS, "offset": self._handle.tell(), "length": content.size}
+        tensor.raw_data = b""  # what is set next is meant to stand for
+        set_external_data(tensor, WEIGHTS, offset=self._handle.tell(), length=content.size)
+        tensor.ClearField("raw_data")
         self._handle.write(content.data)
-        del tensor.external_data[:]
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=str(value))
 
 
 def content_of(tensor: onnx.TensorProto) -> NDArray[np.uint8]:
@@ -54,13 +52,7 @@ def content_of(tensor: onnx.TensorProto) -> NDArray[np.uint8]:
     place = {entry.key: entry.value for entry in tensor.external_data}
     if Path(place["location"]).name != place["location"]:
         raise ValueError(f"the weights {tensor.name} are said to lie in {place['location']}, outside of the bundle")
-    offset, length = int(place.get("offset", 0)), int(place["length"])
-    return np.memmap(place["location"], np.uint8, "r", offset, (length,))
-
-
-def is_outside(tensor: onnx.TensorProto) -> bool:
-    """Whether a tensor is stored in a file of its own."""
-    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return np.memmap(place["location"], np.uint8, "r", int(place.get("offset", 0)), (int(place["length"]),))
 
 
 def build(graph: str, target: str, settings: str) -> None:
@@ -73,7 +65,7 @@ def build(graph: str, target: str, settings: str) -> None:
 
     def weight_of(name: str) -> NDArray[np.float32]:
         tensor = stored[name]
-        if is_outside(tensor):
+        if uses_external_data(tensor):
             return content_of(tensor).view(np.float32).reshape(tensor.dims)
         return onnx.numpy_helper.to_array(tensor)
 
@@ -81,7 +73,7 @@ def build(graph: str, target: str, settings: str) -> None:
         weights = Weights(handle)
         rewrite(model, chosen, weight_of=weight_of, store=weights.store)
         for tensor in model.graph.initializer:
-            if tensor.name in stored and is_outside(tensor):
+            if tensor.name in stored and uses_external_data(tensor):
                 weights.point(tensor, content_of(tensor))
     Path(target).write_bytes(model.SerializeToString(deterministic=True))
 

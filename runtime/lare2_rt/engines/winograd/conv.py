@@ -1,5 +1,9 @@
 """One 3×3 convolution in tiles, as matrix products over rows of channels.
 
+After Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016): a tile of m×m outputs is
+Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A, of (m+2)² multiplications for each pair of channels instead of 9·m²: 2.25 times fewer for
+F(2×2), 4 times for F(4×4).
+
     Gather   the a² pixels of every tile; tiles overlap, and what lies outside is a row of zeros
     MatMul   with Bᵀ⊗Bᵀ: the input transform of all tiles at once
     MatMul   a² products of tiles×channels by channels×outputs: where the multiplications are
@@ -14,36 +18,75 @@ all layers would be in memory together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from .layers import Choice, Layer
-from .order import Indices, Order, order_of
-from .rows import Rows, bias_through, flat, raster_place
-from .transforms import transformed, transforms
+from .rows import Indices, Order, Rows, bias_through, flat, order_of, raster_place
 from .writer import Writer
 
+Transforms = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+_TRANSFORMS: dict[int, tuple[list[list[float]], list[list[float]], list[list[float]]]] = {
+    2: (
+        [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
+        [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+        [[1, 1, 1, 0], [0, 1, -1, -1]],
+    ),
+    4: (
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ],
+        [
+            [1 / 4, 0, 0],
+            [-1 / 6, -1 / 6, -1 / 6],
+            [-1 / 6, 1 / 6, -1 / 6],
+            [1 / 24, 1 / 12, 1 / 6],
+            [1 / 24, -1 / 12, 1 / 6],
+            [0, 0, 1],
+        ],
+        [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+    ),
+}
+# Of a weight's transform: some in one product, not all, which would take eight times the memory of the weight.
+_ROWS_AT_ONCE = 6
 _OUTSIDE = -1
 
 
-def convolved(
-    writer: Writer, rows: Rows, node: onnx.NodeProto, layer: Layer, choice: Choice, order: Order | None = None
-) -> Rows:
-    """Return the output of a convolution, in an order where its tiles can be written in that, else in one of its own.
-
-    What is still to be added to the rows need not be: outside of the picture stands its negative instead of zero.
-    """
-    return _Convolution(writer, rows, node, layer, choice).rows(order)
+def transforms(tile: int) -> Transforms:
+    """Return Bᵀ [a,a], G [a,3] and Aᵀ [m,a] for tiles of m×m, a = m + 2."""
+    source, kernel, target = (np.array(matrix, np.float64) for matrix in _TRANSFORMS[tile])
+    return source, kernel, target
 
 
-class _Convolution:
+def transformed(weight: NDArray[np.float32], tile: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the (m+2)² matrices [C,O] of (G⊗G)·g for a weight [O,C,3,3], each rounded once from float64."""
+    kernel = np.kron(*[transforms(tile)[1]] * 2)  # [a²,9]
+    outputs, inputs = weight.shape[:2]
+    taps = np.ascontiguousarray(weight.reshape(outputs, inputs, 9).transpose(2, 1, 0), np.float64).reshape(9, -1)
+    for start in range(0, len(kernel), _ROWS_AT_ONCE):
+        for matrix in kernel[start : start + _ROWS_AT_ONCE] @ taps:
+            yield matrix.astype(np.float32).reshape(inputs, outputs)
+
+
+class Convolution:
+    """A convolution of rows. What is still to be added to them need not be: outside stands its negative, not zero."""
+
     def __init__(self, writer: Writer, source: Rows, node: onnx.NodeProto, layer: Layer, choice: Choice) -> None:
         self._writer, self._source, self._node = writer, source, node
         self._layer, self._choice = layer, choice
         self._kernel = writer.weight_of(node.input[1])
 
-    def rows(self, wanted: Order | None) -> Rows:
+    def rows(self, wanted: Order | None = None) -> Rows:
+        """Write it; returns its output, in the wanted order where its tiles fit, else in one of its own."""
         writer, layer, choice = self._writer, self._layer, self._choice
         order = wanted if wanted is not None and wanted.tile == choice.tile else order_of(layer, choice)
         weight, places = self._weight(), self._places()

@@ -1,39 +1,33 @@
 """OpenVINO with Winograd's convolutions: the portable float32 graphs with fewer multiplications.
 
 Direct convolutions already run at the peak of the machine; fewer multiplications are what is left. 3×3 convolutions
-become matrix products over tiles, and between them pictures stay in the layout of those (``winograd_rewrite.py``),
-where that is faster and as far as the memory for transformed weights goes (``winograd_choose.py``). The cache keeps the
-rewritten graphs; OpenVINO compiles them whenever they are loaded, which takes it seconds.
+become matrix products over tiles, and between them pictures stay in the layout of those (``rewrite.py``), where that is
+faster and as far as the memory for transformed weights goes (``layers.py``). The cache keeps the rewritten graphs;
+OpenVINO compiles them whenever they are loaded, which takes it seconds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ...bundle.manifest import Variant
 from ...bundle.opening import Bundle
-from ...errors import EngineError
-from ..cache.build import compile_chain, onnx_files, run_script
+from ..cache.build import onnx_files, run_script
 from ..cache.entry import Entry
-from ..contract import EngineOptions, OpenEngine
-from ..cpu import CpuEngine, portable_variants
+from ..contract import Foreign
 from ..openvino.drop_mapped_pages import let_go
-from ..openvino.library import SETTINGS, check_model, open_models, openvino_core, settings_for, what_is_wrong
+from ..openvino.library import SETTINGS, OpenVinoBased, settings_for
 
 MODEL, WEIGHTS = "model.onnx", "weights.data"
 # Of what our own code writes for the same graph, settings and versions. Raise it with every change of that: what is in
 # users' caches is rewritten then.
 REVISION = 3
-# CLIP gains nothing: its pictures are small, and its transforms cost what the products save.
-_REWRITTEN = ("vae_encoder", "unet_step")
 
 
 @dataclass(frozen=True, slots=True)
-class WinogradEngine(CpuEngine):
+class WinogradEngine(OpenVinoBased):
     """Engine ``winograd``.
 
     Attributes:
@@ -49,76 +43,32 @@ class WinogradEngine(CpuEngine):
 
     name = "winograd"
     position_stable = False
-    compiled = True
+    cached = ("vae_encoder", "unet_step")  # CLIP gains nothing: its pictures are small, its transforms cost the savings
 
     def facts(self) -> dict[str, str | int]:
         """Return what decides the rewritten graphs, and how they are compiled, beside the graphs and the versions."""
-        return {"precision": "fp32", **self._facts()}
-
-    def open(self, bundle: Bundle, options: EngineOptions) -> OpenEngine:
-        """Rewrite what the cache lacks and load it; raises EngineError when OpenVINO refuses a graph."""
-        core = openvino_core()
-        info, variants = self.describe(bundle, options), portable_variants(bundle, options)
-        settings = asdict(self)
-        chain = compile_chain(
-            bundle,
-            {name: variants[name] for name in _REWRITTEN},
-            options,
-            info=info,
-            facts=self._facts(),
-            build=lambda variant, folder: make_graph(bundle, variant, folder, settings),
-        )
-        return open_models(
-            bundle,
-            variants,
-            options,
-            info=info,
-            chain=chain,
-            load=lambda name, variant: _load(core, bundle, variant, chain.entries.get(name), threads=options.threads),
-        )
-
-    def _facts(self) -> dict[str, str | int]:
         return {
+            "precision": "fp32",
             "settings": json.dumps(asdict(self)),
             "revision": REVISION,
             "openvino": json.dumps(SETTINGS, sort_keys=True),
         }
 
+    def make(self, bundle: Bundle, variant: Variant, folder: Path) -> None:
+        """Write the rewritten graph into ``folder``; raises EngineError or, where the disk is full, OSError."""
+        with onnx_files(bundle, variant, folder):
+            run_script(
+                f"{__package__}.build",
+                [variant.graph, MODEL, json.dumps(asdict(self))],
+                cwd=folder,
+                doing=f"rewrite {variant.graph} for winograd",
+                remedy="update onnx, or choose another --engine",
+            )
 
-def make_graph(bundle: Bundle, variant: Variant, folder: Path, settings: Mapping[str, object]) -> None:
-    """Write the rewritten graph into ``folder``; raises EngineError or, where the disk is full, OSError."""
-    with onnx_files(bundle, variant, folder):
-        run_script(
-            "winograd_build",
-            [variant.graph, MODEL, json.dumps(settings)],
-            cwd=folder,
-            doing=f"rewrite {variant.graph} for winograd",
-            remedy="update onnx, or choose another --engine",
-        )
-
-
-def _load(core: Any, bundle: Bundle, variant: Variant, entry: Entry | None, *, threads: int) -> Any:  # noqa: ANN401
-    """Return a compiled model, of a rewritten graph or of the bundle's.
-
-    Raises:
-        EngineError: OpenVINO refuses the graph. An entry is forgotten then.
-    """
-    if entry is None:
+    def model(self, core: Foreign, bundle: Bundle, variant: Variant, entry: Entry | None, threads: int) -> Foreign:
+        """See ``OpenVinoBased.model``."""
         graph, files = bundle.graph_path(variant), [bundle.path / name for name in variant.files]
-    else:
-        graph, files = entry.folder / MODEL, [entry.folder / WEIGHTS]
-    try:
+        if entry is not None:
+            graph, files = entry.folder / MODEL, [entry.folder / WEIGHTS]
         with let_go(*files):
-            model = core.compile_model(str(graph), "CPU", settings_for(threads))
-    except Exception as error:
-        if entry is None:
-            raise EngineError(
-                f"openvino cannot compile {variant.graph} ({what_is_wrong(error)})", remedy="choose another --engine"
-            ) from error
-        entry.discard()
-        raise EngineError(
-            f"winograd cannot load what it made of {variant.graph} ({what_is_wrong(error)})",
-            remedy="it was removed from the cache: try again, else choose another --engine",
-        ) from error
-    check_model(bundle, variant, model)
-    return model
+            return core.compile_model(str(graph), "CPU", settings_for(threads))

@@ -1,11 +1,10 @@
 """Rewrite an ONNX graph for the engine ``winograd``: 3×3 convolutions in tiles, and what lies between them on rows.
 
-Node after node: a chosen convolution becomes matrix products (``winograd_conv.py``) whose output lies as rows of
-channels (``winograd_rows.py``), in one order for all pictures of a size (``winograd_order.py``). What can go on with
-rows does: group norms (``winograd_norms.py``), arithmetic, 1×1 convolutions, joining by channels. Everything else gets
-its planes as before.
+Node after node: a chosen convolution becomes matrix products (``conv.py``) whose output lies as rows of channels
+(``rows.py``). What can go on with rows does: group norms (``norms.py``), arithmetic, 1×1 convolutions, joining by
+channels. Everything else gets its planes as before.
 
-Whoever changes what is written raises ``REVISION`` in ``winograd.py``.
+Whoever changes what is written raises ``REVISION`` in ``engine.py``.
 """
 
 from __future__ import annotations
@@ -17,11 +16,22 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from .conv import convolved
+from .conv import Convolution
 from .layers import Choice, Layer, attributes_of, is_plain, layers_of, shapes_of
 from .norms import GroupNorm, normalised, norms_of
-from .order import Order, order_of
-from .rows import Rows, added, bias_through, joined, mapped, ordered, planes_of_rows, rows_of_planes, settled
+from .rows import (
+    Order,
+    Rows,
+    added,
+    bias_through,
+    joined,
+    mapped,
+    order_of,
+    ordered,
+    planes_of_rows,
+    rows_of_planes,
+    settled,
+)
 from .writer import ReadWeight, StoreWeight, Writer
 
 _ONE_BY_ONE = ("Relu", "Sigmoid")  # of one value, each pixel and channel by itself
@@ -96,7 +106,7 @@ class _Rewriting:
         if name in self._layers:
             source, layer = self._as_rows(node.input[0]), self._layers[name]
             order = self._orders.get((layer.batch, layer.height, layer.width))
-            return convolved(self._writer, source, node, layer, self._choices[layer], order)
+            return Convolution(self._writer, source, node, layer, self._choices[layer]).rows(order)
         if not any(value in self._rows for value in node.input):
             return None
         handlers = {"Conv": self._product, "Add": self._sum, "Mul": self._sum, "Concat": self._joined}

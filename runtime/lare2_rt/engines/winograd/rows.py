@@ -2,7 +2,8 @@
 
 Convolutions in tiles cut and join whole rows, and give the pixels tile by tile. Everything between two of them, norms
 over all pixels and arithmetic on single ones, is the same in any order: so rows stay as they are, the next convolution
-knows where each pixel lies, and a picture is brought into planes again only where somebody asks for them.
+knows where each pixel lies, and a picture is brought into planes again only where somebody asks for them. All pictures
+of a size are written in the same order: then sums of two and norms need nothing moved.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .layers import Choice, Layer
 from .writer import Writer
+
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +39,7 @@ class Rows:
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     channels: int
-    place: NDArray[np.int64]
+    place: Indices
     blocks: int = 1
     bias: NDArray[np.float32] | None = None
 
@@ -49,7 +53,56 @@ class Rows:
         return bool((np.diff(self.place.reshape(-1)) == 1).all())
 
 
-def raster_place(batch: int, spatial: tuple[int, ...]) -> NDArray[np.int64]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """Where every pixel of B pictures is written: in every strip the first pixel of all tiles, then the second.
+
+    Attributes:
+        tile: side of the tiles.
+        strips: of each, the numbers [t] of its tiles, which are counted in raster order.
+        place: int [B,h,w], the row of every pixel among all that are written. There are more of them than pixels where
+            tiles do not fill the picture.
+        blocks: how many rows of pixels stand one after the other, in each all pictures; 1 where pictures are apart.
+    """
+
+    tile: int
+    strips: tuple[Indices, ...]
+    place: Indices
+    blocks: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many rows each strip has."""
+        return tuple(len(tiles) * self.tile**2 for tiles in self.strips)
+
+
+def order_of(layer: Layer, choice: Choice) -> Order:
+    """Return the order that suits a layer.
+
+    In strips, those tiles come first that reach outside: the others need no copy beside a row of zeros.
+    """
+    tile = choice.tile
+    high, wide = (-(-size // tile) for size in (layer.height, layer.width))
+    numbers = np.arange(layer.batch * high * wide).reshape(layer.batch, high, wide)
+    strips = [numbers.reshape(-1)]
+    if choice.strips > 1:
+        most = -(-numbers.size // choice.strips)
+        rim = np.ones((high, wide), bool)
+        rim[1:-1, 1:-1] = False
+        parts = [image[chosen] for image in numbers for chosen in (rim, ~rim)]
+        strips = [strip for some in parts if some.size for strip in np.array_split(some, -(-some.size // most))]
+    place = np.empty((numbers.size, tile**2), np.int64)
+    begin = 0
+    for tiles in strips:
+        place[tiles] = begin + np.arange(len(tiles))[:, None] + np.arange(tile**2) * len(tiles)
+        begin += place[tiles].size
+    blocks = tile**2 if len(strips) == 1 and layer.batch > 1 else 1
+    whole = place.reshape(layer.batch, high, wide, tile, tile).transpose(0, 1, 3, 2, 4)
+    whole = whole.reshape(layer.batch, high * tile, wide * tile)
+    return Order(tile, tuple(strips), np.ascontiguousarray(whole[:, : layer.height, : layer.width]), blocks)
+
+
+def raster_place(batch: int, spatial: tuple[int, ...]) -> Indices:
     """Return [B,...]: the rows that lie as the pixels do."""
     return np.arange(batch * int(np.prod(spatial))).reshape(batch, *spatial)
 

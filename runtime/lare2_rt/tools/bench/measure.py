@@ -6,7 +6,8 @@ within every round wherever memory holds them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ from ...engines.selection import why_not
 from ...engines.self_check import SelfCheck, reference_key
 from ...errors import EngineError
 from ...host.machine import available_memory, cpu_facts
-from .resident import Resident
+from .resident import ResidentEngine
 from .worker import Assignment
 
 Mode = Literal["in turns", "one after another"]
@@ -95,12 +96,10 @@ def measure(bundle: Bundle, options: BenchOptions, *, notify: Notify, progress: 
     rows = _rows(bundle, options)
     wanted = [row for row in rows if row.attempted]
     residents = _load_all(wanted, bundle, options, notify)
-    mode: Mode = "one after another"
-    if residents is not None:
-        mode = "in turns"
-        if residents:
-            _play(residents, options, share=1.0, progress=progress)
-    else:
+    mode: Mode = "one after another" if residents is None else "in turns"
+    if residents:
+        _play(residents, options, share=1.0, progress=progress)
+    elif residents is None:
         notify("memory does not hold all engines at once, so they are measured one after another")
         for row in wanted:
             alone = _load(row, bundle, options, notify)
@@ -131,39 +130,28 @@ def _rows(bundle: Bundle, options: BenchOptions) -> list[Row]:
 
 def _load_all(
     rows: Sequence[Row], bundle: Bundle, options: BenchOptions, notify: Notify
-) -> list[tuple[Row, Resident]] | None:
+) -> list[tuple[Row, ResidentEngine]] | None:
     """Load all engines beside each other; None, with none of them loaded any more, where memory does not hold them."""
-    loaded: list[tuple[Row, Resident]] = []
-    try:
+    loaded: list[tuple[Row, ResidentEngine]] = []
+    with ExitStack() as stack:
         for row in rows:
             if loaded and not _room(loaded):
-                break
+                return None
             resident = _load(row, bundle, options, notify)
             if resident is not None:
-                loaded.append((row, resident))
-        else:
-            return loaded
-    except BaseException:
-        _close(loaded)
-        raise
-    _close(loaded)
-    return None
+                loaded.append((row, stack.enter_context(closing(resident))))
+        stack.pop_all()
+    return loaded
 
 
-def _load(row: Row, bundle: Bundle, options: BenchOptions, notify: Notify) -> Resident | None:
+def _load(row: Row, bundle: Bundle, options: BenchOptions, notify: Notify) -> ResidentEngine | None:
     """Load one engine into a process of its own; None where it cannot be, with the reason in its row."""
-    task = Assignment(
-        bundle=str(bundle.path),
-        engine=row.name,
-        threads=options.threads,
-        batch=options.batch,
-        cache=None if options.cache is None else str(options.cache),
-        image=None if options.image is None else str(options.image),
-    )
+    cache, image = (None if path is None else str(path) for path in (options.cache, options.image))
+    task = Assignment(str(bundle.path), row.name, options.threads, options.batch, cache, image)
     notify(f"loading {row.name}")
     row.problem = None
     try:
-        resident = Resident(task, notify)
+        resident = ResidentEngine(task, notify)
     except EngineError as error:
         row.problem = str(error)
         return None
@@ -171,14 +159,14 @@ def _load(row: Row, bundle: Bundle, options: BenchOptions, notify: Notify) -> Re
     return resident
 
 
-def _room(loaded: Sequence[tuple[Row, Resident]]) -> bool:
+def _room(loaded: Sequence[tuple[Row, ResidentEngine]]) -> bool:
     peaks = [resident.peak for _, resident in loaded if resident.peak is not None]
     free = available_memory()
     return free is not None and len(peaks) == len(loaded) and free >= _ROOM * max(peaks)
 
 
 def _play(
-    residents: Sequence[tuple[Row, Resident]], options: BenchOptions, *, share: float, progress: Progress
+    residents: Sequence[tuple[Row, ResidentEngine]], options: BenchOptions, *, share: float, progress: Progress
 ) -> None:
     """Time the engines in turns, check them, and end their processes; what fails is told in its row.
 
@@ -193,30 +181,24 @@ def _play(
             first = number % len(residents)
             for row, resident in (*residents[first:], *residents[:first]):
                 if row.problem is None:
-                    _attempt(row, lambda row=row, resident=resident: row.latency.append(resident.round()))  # type: ignore[misc]
+                    with _told_in(row):
+                        row.latency.append(resident.round())
             progress(number + 1, rounds)
         for row, resident in residents:
             if row.problem is None:
-                _attempt(row, lambda row=row, resident=resident: _finish(row, resident))  # type: ignore[misc]
+                with _told_in(row):
+                    row.check, row.peak = resident.check(), resident.measure_peak()
     finally:
-        _close(residents)
+        for _, resident in residents:
+            resident.close()
 
 
-def _attempt(row: Row, work: Callable[[], None]) -> None:
+@contextmanager
+def _told_in(row: Row) -> Iterator[None]:
     try:
-        work()
+        yield
     except EngineError as error:
         row.problem = str(error)
-
-
-def _finish(row: Row, resident: Resident) -> None:
-    row.check = resident.check()
-    row.peak = resident.measure_peak()
-
-
-def _close(residents: Sequence[tuple[Row, Resident]]) -> None:
-    for _, resident in residents:
-        resident.close()
 
 
 def _remember(row: Row, bundle: Bundle, options: BenchOptions) -> None:

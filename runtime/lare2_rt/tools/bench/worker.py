@@ -1,19 +1,16 @@
 """The process behind a row of ``lare2-rt bench``: loads one engine and runs it whenever it is told to.
 
-Its peak memory is the engine's own. Messages are JSON, one a line: orders come in on standard input, answers go out on
-what was standard output when the process began; whatever libraries print goes nowhere.
+Its peak memory is the engine's own.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
@@ -22,8 +19,8 @@ from ...engines.contract import EngineOptions, OpenEngine, UInt8
 from ...engines.registry import engine_named
 from ...engines.selection import load_engine
 from ...engines.self_check import check_engine
-from ...errors import Lare2Error
 from ...host.machine import peak_memory
+from ...host.resident import Answers
 from ...pixels.preprocess import preprocess
 from ...pixels.procedural import procedural_pictures
 
@@ -43,25 +40,19 @@ class Assignment:
 def main(encoded: str) -> None:
     """Serve orders until standard input ends."""
     signal.signal(signal.SIGTERM, _leave)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    try:
+    answers = Answers()
+    with answers.errors():
         _serve(Assignment(**json.loads(encoded)), answers)
-    except Lare2Error as error:
-        _tell(answers, error=[error.problem, error.remedy])
-    except MemoryError:
-        _tell(answers, error=["there is not enough memory for it", "close other programs"])
 
 
-def _serve(task: Assignment, answers: IO[str]) -> None:
+def _serve(task: Assignment, answers: Answers) -> None:
     bundle = open_bundle(task.bundle)
     engine = engine_named(task.engine)
     notices: list[str] = []
 
     def notify(line: str) -> None:
         notices.append(line)
-        _tell(answers, notice=line)
+        answers.tell(notice=line)
 
     cache = Path(task.cache) if task.cache is not None else None
     options = EngineOptions(threads=task.threads, batch=task.batch, cache=cache, notify=notify, build_anew=True)
@@ -70,7 +61,7 @@ def _serve(task: Assignment, answers: IO[str]) -> None:
     load = time.perf_counter() - begin
     if notices:
         # Whoever prepares does not load as others do, nor with their memory: another process begins anew.
-        _tell(answers, prepared=True)
+        answers.tell(prepared=True)
         running.close()
         return
     method = bundle.manifest.method
@@ -79,14 +70,14 @@ def _serve(task: Assignment, answers: IO[str]) -> None:
     image, crop = (np.stack([part] * running.info.batch) for part in (pixels.image, pixels.crop))
     _milliseconds(running, image, crop)
     warm = _milliseconds(running, image, crop)
-    _tell(answers, ready=asdict(running.info), load_s=load, warm_ms=warm, peak=peak_memory())
-    for line in sys.stdin:
-        if line.strip() == "round":
-            _tell(answers, ms=_milliseconds(running, image, crop))
-        elif line.strip() == "check":
-            _tell(answers, check=asdict(check_engine(running, bundle)) if bundle.selfcheck is not None else None)
+    answers.tell(ready=asdict(running.info), load_s=load, warm_ms=warm, peak=peak_memory())
+    for (verb,) in answers.orders():
+        if verb == "round":
+            answers.tell(ms=_milliseconds(running, image, crop))
+        elif verb == "check":
+            answers.tell(check=asdict(check_engine(running, bundle)) if bundle.selfcheck is not None else None)
         else:
-            _tell(answers, peak=peak_memory())
+            answers.tell(peak=peak_memory())
     running.close()
 
 
@@ -94,11 +85,6 @@ def _milliseconds(running: OpenEngine, image: UInt8, crop: UInt8) -> float:
     begin = time.perf_counter()
     running.run(image, crop)
     return (time.perf_counter() - begin) * 1e3
-
-
-def _tell(answers: IO[str], **content: Any) -> None:  # noqa: ANN401 - whatever JSON knows
-    answers.write(json.dumps(content) + "\n")
-    answers.flush()
 
 
 def _leave(number: int, frame: object) -> None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from .jpeg import UNKNOWN_QUALITY
+from ..evaluation.scores import ranking
+from .facts import UNKNOWN_QUALITY
 from .table import GENERATED, REAL, Index
 
 Float64 = NDArray[np.float64]
@@ -24,7 +25,6 @@ FactName = Literal["size", "exact_size", "square", "aspect", "format", "jpeg_qua
 Verdict = Literal["leak", "content", "none", "unknown"]
 LEAK_FROM = 0.05  # distances below this are too small to matter, however large the set
 _RARE = 0.01  # sizes with a smaller share of the images are one category
-_EVERYTHING = "all"
 # What decides a file's bytes besides the picture.
 _CONTAINER: frozenset[FactName] = frozenset({"size", "exact_size", "format", "jpeg_quality"})
 
@@ -93,10 +93,7 @@ class AuditReport:
 
     def group(self, name: str) -> GroupAudit:
         """Return one group; raises KeyError."""
-        for group in self.groups:
-            if group.group == name:
-                return group
-        raise KeyError(name)
+        return {group.group: group for group in self.groups}[name]
 
     @property
     def leaks(self) -> tuple[tuple[str, Finding], ...]:
@@ -108,66 +105,38 @@ def audit_index(index: Index) -> AuditReport:
     """Audit the decodable images of an index, over the whole and within each split."""
     good = index.decodable
     names = sorted({name for name, fine in zip(index.split, good, strict=True) if fine})
-    groups = [_audit_group(index, good, _EVERYTHING)]
-    if names != [""] and len(names) > 0:
+    groups = [_audit_group(index, good, "all")]
+    if any(names):
         splits = np.array(index.split)
         groups.extend(_audit_group(index, good & (splits == name), name or "none") for name in names)
     return AuditReport(tuple(groups))
 
 
-def rank_auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Return the area under the ROC curve, as scikit-learn's ``roc_auc_score`` defines it.
-
-    Args:
-        labels: n of 0 and 1 (the positive class), both present.
-        scores: n finite numbers; equal ones count half.
-
-    Raises:
-        ValueError: one class is missing or the lengths differ.
-    """
-    positive = np.asarray(labels) == GENERATED
-    values = np.asarray(scores, dtype=np.float64)
-    ones, zeros = int(positive.sum()), int((~positive).sum())
-    if positive.shape != values.shape or not ones or not zeros:
-        raise ValueError("an AUC needs one score per label and labels of both classes")
-    # Mann-Whitney: the mean rank of equal scores gives each pair of them a half.
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    return float((ranks[where][positive].sum() - ones * (ones + 1) / 2) / ones / zeros)
-
-
 def _audit_group(index: Index, mask: NDArray[np.bool_], name: str) -> GroupAudit:
     rows = np.flatnonzero(mask)
     labels = index.label[rows]
-    findings = tuple(_finding(fact, measure(index, rows), labels) for fact, measure in _FACTS.items())
-    if not any(finding.verdict == "leak" and finding.fact in _CONTAINER for finding in findings):
-        findings = tuple(
-            replace(f, verdict="content") if f.fact == "bytes_per_pixel" and f.verdict == "leak" else f
-            for f in findings
-        )
-    return GroupAudit(name, int((labels == REAL).sum()), int((labels == GENERATED).sum()), findings)
+    findings = [
+        _finding(fact, measure(index, rows), labels, categories=categories)
+        for fact, (measure, categories) in _FACTS.items()
+    ]
+    leaks = {finding.fact for finding in findings if finding.verdict == "leak"}
+    if "bytes_per_pixel" in leaks and not leaks & _CONTAINER:
+        findings = [replace(f, verdict="content") if f.fact == "bytes_per_pixel" else f for f in findings]
+    return GroupAudit(name, int((labels == REAL).sum()), int((labels == GENERATED).sum()), tuple(findings))
 
 
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """A fact of every image: NaN where it has none; ``categories`` when they are numbers of categories."""
-
-    values: Float64
-    categories: bool = False
-
-
-def _finding(fact: FactName, values: _Values, labels: NDArray[np.int8]) -> Finding:
-    known = np.isfinite(values.values)
-    label, score = labels[known], values.values[known]
+def _finding(fact: FactName, values: Float64, labels: NDArray[np.int8], *, categories: bool) -> Finding:
+    known = np.isfinite(values)
+    label, score = labels[known], values[known]
     real, generated = int((label == REAL).sum()), int((label == GENERATED).sum())
     if not real or not generated:
         return Finding(fact, MEANING[fact], real, generated, None, None, None, "unknown")
     freedom = 1
-    if values.categories:
+    if categories:
         _, where = np.unique(score, return_inverse=True)
         share = np.bincount(where, weights=label == GENERATED) / np.bincount(where)
         score, freedom = share[where], max(1, len(share) - 1)
-    auc = rank_auc(label, score)
+    auc = ranking(label == GENERATED, score).curve().auc()
     distance = abs(auc - 0.5)
     chance = _chance(real, generated, freedom)
     verdict: Verdict = "leak" if distance >= LEAK_FROM and distance > chance else "none"
@@ -186,54 +155,46 @@ def _chance(real: int, generated: int, freedom: int) -> float:
     return min(0.5, error * math.sqrt(quantile))
 
 
-def _size(index: Index, rows: NDArray[np.intp]) -> _Values:
-    return _Values(_area(index, rows))
-
-
 def _area(index: Index, rows: NDArray[np.intp]) -> Float64:
     return index.width[rows].astype(np.float64) * index.height[rows]
 
 
-def _exact_size(index: Index, rows: NDArray[np.intp]) -> _Values:
+def _exact_size(index: Index, rows: NDArray[np.intp]) -> Float64:
     """Categories of at least ``_RARE`` of the images; all rarer ones are one, as each alone would be pure by chance."""
     pairs = index.width[rows].astype(np.int64) << 32 | index.height[rows]
     sizes, where, counts = np.unique(pairs, return_inverse=True, return_counts=True)
     rare = counts < max(2.0, _RARE * len(rows))
-    number = np.where(rare, len(sizes), np.arange(len(sizes)))
-    return _Values(number[where].astype(np.float64), categories=True)
+    return np.where(rare, len(sizes), np.arange(len(sizes)))[where].astype(np.float64)
 
 
-def _square(index: Index, rows: NDArray[np.intp]) -> _Values:
-    return _Values((index.width[rows] == index.height[rows]).astype(np.float64))
-
-
-def _aspect(index: Index, rows: NDArray[np.intp]) -> _Values:
+def _aspect(index: Index, rows: NDArray[np.intp]) -> Float64:
     short, long = np.minimum(index.width[rows], index.height[rows]), np.maximum(index.width[rows], index.height[rows])
-    return _Values(short / np.maximum(long, 1))
+    return np.asarray(short / np.maximum(long, 1), np.float64)
 
 
-def _format(index: Index, rows: NDArray[np.intp]) -> _Values:
-    names = np.array(index.format)[rows] if len(rows) else np.array([], dtype=np.str_)
-    return _Values(np.unique(names, return_inverse=True)[1].astype(np.float64), categories=True)
+def _format(index: Index, rows: NDArray[np.intp]) -> Float64:
+    names = np.array(index.format, np.str_)[rows]
+    return np.asarray(np.unique(names, return_inverse=True)[1], np.float64)
 
 
-def _jpeg_quality(index: Index, rows: NDArray[np.intp]) -> _Values:
+def _jpeg_quality(index: Index, rows: NDArray[np.intp]) -> Float64:
     quality = index.jpeg_quality[rows].astype(np.float64)
-    return _Values(np.where(quality == UNKNOWN_QUALITY, np.nan, quality))
+    return np.where(quality == UNKNOWN_QUALITY, np.nan, quality)
 
 
-def _bytes_per_pixel(index: Index, rows: NDArray[np.intp]) -> _Values:
-    return _Values(index.bytes[rows] / np.maximum(_area(index, rows), 1))
+def _bytes_per_pixel(index: Index, rows: NDArray[np.intp]) -> Float64:
+    return np.asarray(index.bytes[rows] / np.maximum(_area(index, rows), 1), np.float64)
 
 
-_FACTS: dict[FactName, Callable[[Index, NDArray[np.intp]], _Values]] = {
-    "size": _size,
-    "exact_size": _exact_size,
-    "square": _square,
-    "aspect": _aspect,
-    "format": _format,
-    "jpeg_quality": _jpeg_quality,
-    "bytes_per_pixel": _bytes_per_pixel,
+# How each fact is measured, NaN where an image has none, and whether the numbers are those of categories.
+_FACTS: dict[FactName, tuple[Callable[[Index, NDArray[np.intp]], Float64], bool]] = {
+    "size": (_area, False),
+    "exact_size": (_exact_size, True),
+    "square": (lambda index, rows: np.asarray(index.width[rows] == index.height[rows], np.float64), False),
+    "aspect": (_aspect, False),
+    "format": (_format, True),
+    "jpeg_quality": (_jpeg_quality, False),
+    "bytes_per_pixel": (_bytes_per_pixel, False),
 }
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
 from ...errors import UsageError
+from ...host.atomic import reason
+from ...host.console import say
 from ...host.text import encode_name
-from .facts import Facts, measure_all
-from .layouts import FOLDER_LAYOUTS, Collected, Entry, collect_folder
+from .facts import OnProgress, measure_all
+from .layouts import FOLDER_LAYOUTS, Collected, Problem, collect_folder
 from .lists import collect_list
-from .table import Index, IndexRow, index_of
-from .walk import Problem
+from .table import Index, IndexRow, index_of, read_index
 
 LayoutChoice = Literal["auto", "genimage", "tiny-genimage", "aigcdetect", "folders", "community-forensics", "list"]
-
-
-OnProgress = Callable[[int, int], None]  # called with the number of images done and of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +38,7 @@ class Indexed:
 def collect(data: str | os.PathLike[str], *, layout: LayoutChoice = "auto", root: str | None = None) -> Collected:
     """Find the labelled images of a folder or list without looking at them.
 
-    Raises:
-        UsageError: nothing there, a layout that does not fit, or a wrong line of a list.
+    Raises UsageError for nothing there, a layout that does not fit, or a wrong line of a list.
     """
     path = os.fspath(data)
     if os.path.isdir(path):
@@ -75,7 +71,7 @@ def build_index(
         root: for lists: what relative paths are relative to; default: the folder of the list.
         threads: of decoding; default: what affinity and container quota allow.
         cache: folder that remembers measured files; default: ``LARE2_CACHE``, else the user's.
-        progress: called after each image.
+        progress: called before the first image and after each.
 
     Raises:
         UsageError: see ``collect``; or no listed file is there.
@@ -86,33 +82,26 @@ def build_index(
         raise UsageError(
             f"none of the images that {os.fspath(data)} lists is in {found.root}", remedy="say where with --root"
         )
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, len(files))
-
-    if progress is not None:
-        progress(0, len(files))
-    facts = measure_all(files, threads=threads, cache=cache, done=step)
-    rows = [_row(entry, fact) for entry, fact in zip(found.entries, facts, strict=True)]
+    facts = measure_all(files, threads=threads, cache=cache, progress=progress)
+    rows = []
+    for entry, fact in zip(found.entries, facts, strict=True):
+        generator, source = encode_name(entry.generator), encode_name(entry.source) or fact.sha256
+        rows.append(IndexRow(entry.path, entry.label, generator, entry.split, source, *astuple(fact)))
     return Indexed(index_of(rows, root=found.root, layout=found.layout), found.unlabelled, found.others, found.problems)
 
 
-def _row(entry: Entry, facts: Facts) -> IndexRow:
-    return IndexRow(
-        path=entry.path,
-        label=entry.label,
-        generator=encode_name(entry.generator),
-        split=entry.split,
-        source=encode_name(entry.source) or facts.sha256,
-        width=facts.width,
-        height=facts.height,
-        format=facts.format,
-        jpeg_quality=facts.jpeg_quality,
-        bytes=facts.bytes,
-        sha256=facts.sha256,
-        error=facts.error,
-    )
+def open_data(data: str) -> Index:
+    """Return the index in a Parquet file, or that of a folder or list, made on the way; raises UsageError."""
+    if os.path.isfile(data) and is_parquet(data):
+        return read_index(data)
+    say(f"indexing {data}; 'lare2-rt index' keeps the result for the next time")
+    return build_index(data).index
+
+
+def is_parquet(path: str) -> bool:
+    """Tell by its first bytes whether a file is a Parquet table; raises UsageError where it cannot be read."""
+    try:
+        with Path(path).open("rb") as stream:
+            return stream.read(4) == b"PAR1"
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {reason(error)}", remedy="check its access rights") from error

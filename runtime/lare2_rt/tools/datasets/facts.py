@@ -13,23 +13,47 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import __version__ as pillow_version
 
-from ...errors import ImageError, no_memory
+from ...errors import ImageError, PassingImageError, no_memory
 from ...host.integrity import cache_folder, sha256_of
 from ...host.machine import available_threads
 from ...host.text import printable
-from ...pixels.decode import open_image
-from .jpeg import UNKNOWN_QUALITY, estimate_quality
+from ...pixels.ahead import Cancellation
+from ...pixels.picture import Properties, read_properties
+from ...pixels.policy import Preprocessing
+from ...pixels.pool import IsolatedDecoder
+from ...pixels.preprocess import DecodeTask
 
 _VERSION = 1  # of what is measured; raised when the same file would give other facts
 _MAX_ROWS = 4_000_000  # about 600 MB: GenImage has 2.7 million images
 _COMMIT_EVERY = 256
 # A file touched this recently could change again without any of its times showing it (see integrity.HashCache).
 _SETTLED = 2.0
-OnDone = Callable[[int], None]
+OnProgress = Callable[[int, int], None]  # called with the number of images done and of all
+UNKNOWN_QUALITY = -1
+# Annex K of the JPEG standard (ITU-T T.81), table K.1: what libjpeg scales for luminance. Natural order.
+_LUMINANCE = np.array(
+    (
+        (16, 11, 10, 16, 24, 40, 51, 61),
+        (12, 12, 14, 19, 26, 58, 60, 55),
+        (14, 13, 16, 24, 40, 57, 69, 56),
+        (14, 17, 22, 29, 51, 87, 80, 62),
+        (18, 22, 37, 56, 68, 109, 103, 77),
+        (24, 35, 55, 64, 81, 104, 113, 92),
+        (49, 64, 78, 87, 103, 121, 120, 101),
+        (72, 92, 95, 98, 112, 100, 103, 99),
+    ),
+    dtype=np.int64,
+).ravel()
+_QUALITIES = np.arange(1, 101)[:, None]
+_SCALES = np.where(_QUALITIES < 50, 5000 // _QUALITIES, 200 - 2 * _QUALITIES)
+# The luminance tables of libjpeg's qualities 1..100 (its jpeg_set_quality, baseline), float64 [100,64].
+_LOG_TABLES = np.log(np.clip((_LUMINANCE * _SCALES + 50) // 100, 1, 255))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +69,44 @@ class Facts:
     error: str
 
 
+_Waiting = tuple[str, bytes | None, Facts | Future[tuple[Facts, bool]]]  # path, key in the cache, what is known
+
+
 def measure(path: str) -> Facts:
-    """Read, hash and decode one file completely; never raises, ``error`` says what is wrong with it."""
+    """Read, hash and decode one file completely, in this process; ``error`` says what is wrong with it."""
+    return _measured(path, read_properties)[0]
+
+
+def _measured(path: str, read: Callable[[str], Properties]) -> tuple[Facts, bool]:
+    """Return the facts, and whether they last, which an error need not do. Raises EngineError as ``read``."""
+    lasting = True
     try:
-        image = open_image(path, as_stored=True)
-        # Several pictures in one JPEG file (MPO, from phones) start with an ordinary one; a turned TIFF has no format.
-        form = "JPEG" if image.format == "MPO" else image.format or "TIFF"
-        quality = estimate_quality(getattr(image, "quantization", None)) if form == "JPEG" else UNKNOWN_QUALITY
-        size, digest = _content(path)
-        return Facts(image.width, image.height, form, quality, size, digest, "")
+        found = read(path)
+        quality = estimate_quality(found.luminance)
+        return Facts(found.width, found.height, found.format, quality, *_content(path), ""), lasting
     except ImageError as error:
-        words = printable(str(error))
+        words, lasting = printable(str(error)), not isinstance(error, PassingImageError)
     except MemoryError:
-        words = str(no_memory())
+        words, lasting = str(no_memory()), False
     except OSError:
         words = "it was removed while it was read; index again"
     size, digest = 0, ""
     with contextlib.suppress(OSError):
         size, digest = _content(path)
-    return Facts(0, 0, "", UNKNOWN_QUALITY, size, digest, words)
+    return Facts(0, 0, "", UNKNOWN_QUALITY, size, digest, words), lasting
+
+
+def estimate_quality(table: Sequence[int] | None) -> int:
+    """Return the libjpeg quality, 1..100, whose luminance table is nearest to that of an image; -1 for None.
+
+    Exact for what libjpeg, libjpeg-turbo and Pillow wrote with a quality; for encoders with tables of their own
+    (cameras, Photoshop) the setting of about the same coarseness. Nearest is by the mean absolute ratio, as coarse
+    steps at high frequencies would outvote all others in a difference.
+    """
+    if table is None or len(table) != 64 or min(table) < 1:
+        return UNKNOWN_QUALITY
+    distance = np.abs(_LOG_TABLES - np.log(np.asarray(table, dtype=np.float64))).mean(axis=1)
+    return int(distance.argmin()) + 1
 
 
 def _content(path: str) -> tuple[int, str]:
@@ -76,33 +119,46 @@ def _content(path: str) -> tuple[int, str]:
 
 
 def measure_all(
-    paths: Sequence[str], *, threads: int | None = None, cache: Path | None = None, done: OnDone | None = None
+    paths: Sequence[str],
+    *,
+    threads: int | None = None,
+    cache: Path | None = None,
+    progress: OnProgress | None = None,
 ) -> list[Facts]:
-    """Measure files in threads; facts come in the order of ``paths``.
+    """Measure files in processes, of which a bad file ends one at most; facts come in the order of ``paths``.
 
     Args:
-        paths: native paths.
-        threads: default: what affinity and container quota allow.
-        cache: folder of the cache; default: the user's.
-        done: called with 1 after each file.
+        paths: native paths; cache: folder of the cache; default: the user's.
+        threads: files at a time; default: what affinity and container quota allow.
+        progress: called before the first file and after each.
+
+    Raises:
+        EngineError: no process for decoding can be started.
     """
+    facts: list[Facts] = []
+    show = progress or (lambda done, of: None)
+    show(0, len(paths))
     with contextlib.closing(FactsCache(cache)) as known:
-        facts = []
         for fact in _in_order(paths, known, threads or available_threads()):
             facts.append(fact)
-            if done is not None:
-                done(1)
-        return facts
+            show(len(facts), len(paths))
+    return facts
 
 
 def _in_order(paths: Sequence[str], known: FactsCache, threads: int) -> Iterator[Facts]:
-    waiting: deque[tuple[str, bytes | None, Facts | Future[Facts]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="lare2-index") as pool:
+    waiting: deque[_Waiting] = deque()
+    cancellation = Cancellation()
+    processes = min(threads, 1 + len(paths) // 16)  # one takes as long to start as a few files to decode
+    with (
+        contextlib.closing(IsolatedDecoder(DecodeTask(Preprocessing()), processes=processes)) as decoder,
+        ThreadPoolExecutor(threads, thread_name_prefix="lare2-index") as pool,
+    ):
+        read = partial(decoder.properties, cancellation=cancellation)
         try:
             for path in paths:
                 key = known.key(path)
                 fact = known.get(key)
-                waiting.append((path, key, pool.submit(measure, path) if fact is None else fact))
+                waiting.append((path, key, pool.submit(_measured, path, read) if fact is None else fact))
                 if len(waiting) > 4 * threads:
                     yield _settle(waiting.popleft(), known)
             while waiting:
@@ -111,14 +167,16 @@ def _in_order(paths: Sequence[str], known: FactsCache, threads: int) -> Iterator
             for _, _, item in waiting:
                 if isinstance(item, Future):
                     item.cancel()
+            cancellation.cancel()
 
 
-def _settle(item: tuple[str, bytes | None, Facts | Future[Facts]], known: FactsCache) -> Facts:
+def _settle(item: _Waiting, known: FactsCache) -> Facts:
     path, key, fact = item
     if isinstance(fact, Facts):
         return fact
-    measured = fact.result()
-    known.put(path, key, measured)
+    measured, lasting = fact.result()
+    if lasting:
+        known.put(path, key, measured)
     return measured
 
 
@@ -160,7 +218,7 @@ class FactsCache:
 
     def put(self, path: str, key: bytes | None, facts: Facts) -> None:
         """Remember facts, if the file stood still while they were taken and for long enough before."""
-        if self._rows is None or key is None or not facts.sha256 or "memory" in facts.error:
+        if self._rows is None or key is None or not facts.sha256:
             return
         try:
             if self.key(path) != key or time.time() - Path(path).stat().st_ctime <= _SETTLED:
@@ -168,7 +226,7 @@ class FactsCache:
             self._rows.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(astuple(facts))))
             self._pending += 1
             if self._pending >= _COMMIT_EVERY:
-                self._commit()
+                self._commit(self._rows)
         except (OSError, sqlite3.Error):
             self._rows = None
 
@@ -176,17 +234,15 @@ class FactsCache:
         """Write what is pending; failing to is harmless."""
         with contextlib.suppress(sqlite3.Error):
             if self._rows is not None:
-                self._commit()
+                self._commit(self._rows)
                 self._rows.close()
         self._rows = None
 
-    def _commit(self) -> None:
-        if self._rows is not None:
-            self._rows.execute(
-                "DELETE FROM facts WHERE rowid <= (SELECT max(rowid) FROM facts) - ?", (_MAX_ROWS,)
-            )  # the oldest go first
-            self._rows.commit()
-            self._pending = 0
+    def _commit(self, rows: sqlite3.Connection) -> None:
+        # The oldest go first.
+        rows.execute("DELETE FROM facts WHERE rowid <= (SELECT max(rowid) FROM facts) - ?", (_MAX_ROWS,))
+        rows.commit()
+        self._pending = 0
 
 
 def _facts(values: object) -> Facts | None:

@@ -7,27 +7,23 @@ CNNDetection (ForenSynths), Community-Forensics.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ...errors import UsageError
+from ...host.atomic import reason
+from ...pixels.decode import SUFFIXES
 from . import generators
 from .table import GENERATED, REAL
-from .walk import Problem, walk
 
 Layout = Literal["genimage", "tiny-genimage", "aigcdetect", "folders", "community-forensics", "list"]
 FOLDER_LAYOUTS: tuple[Layout, ...] = ("genimage", "tiny-genimage", "aigcdetect", "community-forensics", "folders")
 _SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 _GENIMAGE = {"nature": REAL, "ai": GENERATED}
 _AIGC = {"0_real": REAL, "1_fake": GENERATED}
@@ -43,6 +39,14 @@ LABELS: dict[Layout, dict[str, int]] = {
     "community-forensics": _PLAIN,
     "folders": {**_GENIMAGE, **_AIGC, **_PLAIN, **_SYNONYMS},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file or folder that is not in a set although it should be, and why."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,8 @@ def collect_folder(root: str, layout: Layout | None = None) -> Collected:
     found = walk(root)
     if not found.files:
         if found.problems:
-            raise UsageError(f"no images in {root}: {found.problems[0].path}: {found.problems[0].reason}")
+            words = f"no images in {root}: {found.problems[0].path}: {found.problems[0].reason}"
+            raise UsageError(words, remedy="check the access rights of its folders")
         raise UsageError(f"no images in {root}", remedy="check the path, or give a list of images with their labels")
     folders = [Path(path).parts[:-1] for path in found.files]
     chosen = layout or _detect(folders, named=_of_root(root) is not None)
@@ -120,14 +125,8 @@ def collect_folder(root: str, layout: Layout | None = None) -> Collected:
             remedy="rename the folders, or give a list with lines 'PATH LABEL'",
         )
     reader = _reader(chosen, root, placed)
-    return Collected(
-        root,
-        chosen,
-        [reader(place) for place in placed],
-        unlabelled=tuple(unlabelled),
-        others=found.others,
-        problems=tuple(found.problems),
-    )
+    entries = [reader(place) for place in placed]
+    return Collected(root, chosen, entries, tuple(unlabelled), found.others, tuple(found.problems))
 
 
 def _detect(folders: Sequence[tuple[str, ...]], *, named: bool) -> Layout | None:
@@ -135,25 +134,24 @@ def _detect(folders: Sequence[tuple[str, ...]], *, named: bool) -> Layout | None
 
     ``named`` says that the set's own folder has a generator's name, as each folder of GenImage has.
     """
-    used: Counter[str] = Counter()
+    used: set[str] = set()
     spots: set[tuple[tuple[str, ...], int]] = set()  # folders above a label's, and how many lie below
     for parts in folders:
-        for i, part in enumerate(parts):
-            if part.lower() in LABELS["folders"]:
-                used[part.lower()] += 1
-                spots.add((parts[:i], len(parts) - i - 1))
-                break
+        i = next((i for i, part in enumerate(parts) if part.lower() in LABELS["folders"]), None)
+        if i is not None:
+            used.add(parts[i].lower())
+            spots.add((parts[:i], len(parts) - i - 1))
     if not used:
         return None
-    if set(used) <= set(_GENIMAGE):
+    if used <= set(_GENIMAGE):
         top = {above[0] if above else "" for above, _ in spots}
         # An archive's folder at the top and nothing between it and the split: GenImage has the generator's above it.
         tiny = all(map(generators.of_archive, top)) and all(len(above) <= 2 for above, _ in spots)
         return "tiny-genimage" if tiny and not named else "genimage"
-    if set(used) <= set(_AIGC):
+    if used <= set(_AIGC):
         return "aigcdetect"
     flat = all(len(above) == 1 and above[0].lower() not in _SPLITS and below == 0 for above, below in spots)
-    return "community-forensics" if set(used) <= set(_PLAIN) and flat else "folders"
+    return "community-forensics" if used <= set(_PLAIN) and flat else "folders"
 
 
 def _place(path: str, parts: tuple[str, ...], labels: dict[str, int]) -> _Placed | None:
@@ -215,8 +213,8 @@ def _aigcdetect(place: _Placed, fallback: str | None, *, classes_at_top: bool) -
 
 def _folders(place: _Placed, fallback: str | None) -> Entry:
     """``real`` and ``fake`` anywhere: the generator is the first folder below the label, else the next above it."""
-    candidates = [name for name in (*place.below[:1], *reversed(place.above)) if name.lower() not in _SPLITS]
-    generator = candidates[0] if candidates else fallback
+    nearest = (name for name in (*place.below[:1], *reversed(place.above)) if name.lower() not in _SPLITS)
+    generator = next(nearest, fallback)
     if generator is not None:
         generator = generators.of_archive(generator) or generator
     return _entry(place, generator, _split((*place.above, *place.below[:1])))
@@ -229,3 +227,55 @@ def _split(parts: Sequence[str]) -> str:
 def split_named(name: str) -> str | None:
     """Return train, val or test for one of their usual spellings, '' for nothing, None for anything else."""
     return "" if not name else _SPLITS.get(name.lower())
+
+
+@dataclass(slots=True)
+class Walk:
+    """What a folder holds.
+
+    Attributes:
+        files: native paths of images relative to the folder, sorted by their bytes.
+        others: number of files without the ending of an image.
+        problems: subfolders that cannot be listed.
+    """
+
+    files: list[str] = field(default_factory=list)
+    others: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+def walk(root: str) -> Walk:
+    """List the images below ``root``.
+
+    Links to folders are followed, as large sets are often spread over disks, but not back to a folder above.
+    """
+    found = Walk()
+    # A stack instead of recursion: folders may lie deeper than Python's calls may.
+    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while stack:
+        folder, above = stack.pop()
+        try:
+            status = Path(root, folder).stat()
+            here = (status.st_dev, status.st_ino)
+            if here not in above:
+                stack.extend((name, above | {here}) for name in _list(root, folder, found))
+        except OSError as error:
+            found.problems.append(Problem(folder or root, f"the folder cannot be listed: {reason(error)}"))
+    found.files.sort(key=os.fsencode)
+    found.problems.sort(key=lambda problem: os.fsencode(problem.path))
+    return found
+
+
+def _list(root: str, folder: str, found: Walk) -> list[str]:
+    """Add the files of one folder and return its subfolders."""
+    below = []
+    with os.scandir(os.path.join(root, folder)) as entries:
+        for entry in entries:
+            name = os.path.join(folder, entry.name)
+            if os.path.isdir(os.path.join(root, name)):  # answers False where the entry's own method would raise
+                below.append(name)
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                found.files.append(name)
+            else:
+                found.others += 1
+    return below

@@ -87,44 +87,35 @@ def _line_entries(path: str, text: str, base: str) -> list[Entry]:
             continue
         name, separator, label = bare.rpartition("\t" if "\t" in bare else " ")
         name = name.rstrip(" ")  # columns may be aligned
+        where = f"{path} line {number}"
         if not separator or not name:
-            raise UsageError(
-                f"{path} line {number}: no path or no label", remedy="write 'PATH LABEL' with label 0 or 1"
-            )
-        entries.append(_entry(f"{path} line {number}", {"path": name, "label": label}, list_name=path, base=base))
+            raise UsageError(f"{where}: no path or no label", remedy="write 'PATH LABEL' with label 0 or 1")
+        entries.append(_entry(where, {"path": name, "label": label}, list_name=path, base=base))
     return entries
 
 
 def _csv_entries(path: str, text: str, base: str) -> list[Entry]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    heading: list[str] = []
-    entries = []
+    heading: list[str] | None = None
+    entries: list[Entry] = []
     while True:
         where = f"{path} line {reader.line_num + 1}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
             raise UsageError(f"{where}: not valid CSV ({error})", remedy="correct it") from None
-        if cells is None:
-            break
-        if not heading:
-            heading = cells
-            _check_heading(where, heading)
+        if heading is None:
+            heading = cells or []
+            missing = " and no column ".join(sorted({"path", "label"} - set(heading)))
+            if missing:
+                raise UsageError(f"{where}: no column {missing}", remedy="name it in the heading")
+        elif cells is None:
+            return entries
         elif cells:
             if len(cells) != len(heading):
-                raise UsageError(
-                    f"{where}: {len(cells)} cells under {len(heading)} headings", remedy="quote what holds a comma"
-                )
+                words = f"{where}: {len(cells)} cells under {len(heading)} headings"
+                raise UsageError(words, remedy="quote what holds a comma")
             entries.append(_entry(where, dict(zip(heading, cells, strict=True)), list_name=path, base=base))
-    if not heading:
-        _check_heading(f"{path} line 1", heading)
-    return entries
-
-
-def _check_heading(where: str, heading: list[str]) -> None:
-    missing = sorted({"path", "label"} - set(heading))
-    if missing:
-        raise UsageError(f"{where}: no column {' and no column '.join(missing)}", remedy="name it in the heading")
 
 
 def _entry(where: str, cells: dict[str, str], *, list_name: str, base: str) -> Entry:
@@ -133,15 +124,16 @@ def _entry(where: str, cells: dict[str, str], *, list_name: str, base: str) -> E
         raise UsageError(f"{where}: no path", remedy="write the path of an image")
     label = _LABELS.get(cells["label"].strip().lower())
     if label is None:
-        raise UsageError(
-            f"{where}: the label is {cells['label'][:40]!r}", remedy="it must be 0 (real) or 1 (generated)"
-        )
+        words = f"{where}: the label is {cells['label'][:40]!r}"
+        raise UsageError(words, remedy="it must be 0 (real) or 1 (generated)")
     listed = Path(list_name).name
     given = cells.get("split")
     split = split_named(given.strip()) if given is not None else split_named(listed.split("_")[0].split(".")[0]) or ""
     if split is None:
         raise UsageError(f"{where}: the split is {given!r:.40}", remedy="it must be train, val, test or empty")
-    path = _relative(cells["path"], base)
+    native = cells["path"] if os.sep == "/" else cells["path"].replace("/", os.sep)
+    # An absolute path below the base becomes relative to it; one elsewhere stays as it is.
+    path = native.removeprefix(base.rstrip(os.sep) + os.sep)
     generator = ""
     if label == GENERATED:
         generator = cells.get("generator", "").strip()
@@ -151,9 +143,3 @@ def _entry(where: str, cells: dict[str, str], *, list_name: str, base: str) -> E
         if generator == generators.UNKNOWN:
             generator = generators.of_file(listed) or generator
     return Entry(path, label, generator, split, cells.get("source", ""))
-
-
-def _relative(path: str, base: str) -> str:
-    """An absolute path below the base becomes relative to it; one elsewhere stays as it is."""
-    native = path if os.sep == "/" else path.replace("/", os.sep)
-    return native.removeprefix(base.rstrip(os.sep) + os.sep)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -27,10 +27,9 @@ from ...pixels.colour import to_rgb
 from ...pixels.decode import open_image, orient
 from ...pixels.policy import Preprocessing
 from ...pixels.preprocess import centre_crop
-from .build import OnProgress
-from .facts import measure
+from .facts import OnProgress, measure
+from .layouts import Problem
 from .table import GENERATED, Index, IndexRow, index_of, write_index
-from .walk import Problem
 
 INDEX_NAME, SETTINGS_NAME = "index.parquet", "matched.json"
 _SCHEMA = "lare2-rt/matched/1"
@@ -53,9 +52,11 @@ class MatchedOptions:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise UsageError(f"the size of matched copies must be at least 1 pixel, not {self.size}")
+            words = f"the size of matched copies must be at least 1 pixel, not {self.size}"
+            raise UsageError(words, remedy="give a larger one")
         if not 1 <= self.quality <= 100:
-            raise UsageError(f"the JPEG quality of matched copies must be 1 to 100, not {self.quality}")
+            words = f"the JPEG quality of matched copies must be 1 to 100, not {self.quality}"
+            raise UsageError(words, remedy="give another one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +105,15 @@ def write_matched(
     if not rows:
         raise UsageError(f"no image is {chosen.size}×{chosen.size} or larger", remedy="choose a smaller --matched-size")
     _prepare(target, chosen)
-    done: list[IndexRow] = []
-    problems: list[Problem] = []
-    for i, result in enumerate(_copies(index, rows, target, chosen, threads or available_threads())):
-        if isinstance(result, Problem):
-            problems.append(result)
-        else:
-            done.append(result)
+    results: list[IndexRow | Problem] = []
+    for result in _copies(index, rows, target, chosen, threads or available_threads()):
+        results.append(result)
         if progress is not None:
-            progress(i + 1, len(rows))
+            progress(len(results), len(rows))
+    done = (result for result in results if isinstance(result, IndexRow))
     made = index_of(done, root=os.path.abspath(target), layout="matched")
     write_index(target / INDEX_NAME, made)
-    return Matched(made, too_small, repeated, tuple(problems))
+    return Matched(made, too_small, repeated, tuple(result for result in results if isinstance(result, Problem)))
 
 
 def _select(index: Index, size: int) -> tuple[list[int], tuple[int, int], int]:
@@ -167,10 +165,8 @@ def _copies(
 def _copy(index: Index, target: Path, options: MatchedOptions, row: int) -> IndexRow | Problem:
     """Write one copy unless it is there, and describe it."""
     original = index.row(row)
-    kind = "generated" if original.label == GENERATED else "real"
-    name = os.path.join(
-        original.split or "none", kind, f"{original.sha256}.{'jpg' if options.format == 'jpeg' else 'png'}"
-    )
+    kind, suffix = "generated" if original.label == GENERATED else "real", "jpg" if options.format == "jpeg" else "png"
+    name = os.path.join(original.split or "none", kind, f"{original.sha256}.{suffix}")
     path = target / name
     if not path.is_file():
         try:
@@ -184,20 +180,7 @@ def _copy(index: Index, target: Path, options: MatchedOptions, row: int) -> Inde
     facts = measure(str(path))
     if facts.error:
         return Problem(str(path), facts.error)
-    return IndexRow(
-        path=name,
-        label=original.label,
-        generator=original.generator,
-        split=original.split,
-        source=original.source,
-        width=facts.width,
-        height=facts.height,
-        format=facts.format,
-        jpeg_quality=facts.jpeg_quality,
-        bytes=facts.bytes,
-        sha256=facts.sha256,
-        error="",
-    )
+    return IndexRow(name, original.label, original.generator, original.split, original.source, *astuple(facts))
 
 
 def _encode(path: str, options: MatchedOptions) -> bytes:

@@ -1,4 +1,7 @@
-"""Splits for sets that lack them: whole sources, every generator in proportion, the same images for the same seed."""
+"""Splits for sets that lack them, and what a set holds more than once.
+
+Splits take whole sources, every generator in proportion, and the same images for the same seed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
 
 from ...errors import UsageError
 from .table import GENERATED, Index
@@ -34,7 +40,8 @@ class SplitOptions:
         if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
             raise UsageError(
                 f"--val-share {self.val:g} and --test-share {self.test:g} must not be negative and must leave "
-                "something to train on"
+                "something to train on",
+                remedy="give shares of 0 or more whose sum is below 1",
             )
 
 
@@ -56,10 +63,12 @@ def arrange_splits(index: Index, options: SplitOptions) -> Index:
         if share and name in present:
             raise UsageError(f"the set has a split {name} of its own", remedy=f"leave --{name}-share out")
     if present and TRAIN not in present:
-        raise UsageError(f"the set has no training images to draw from: it has {', '.join(sorted(present))}")
+        raise UsageError(
+            f"the set has no training images to draw from: it has {', '.join(sorted(present))}",
+            remedy="leave --val-share and --test-share out, or name some of its images train",
+        )
     split = [name or TRAIN for name in index.split] if not present else list(index.split)
-    real, generated = _strata(index, split)
-    for strata in (real, generated):
+    for strata in _strata(index, split):
         seen = 0
         for families in strata:
             families.sort(key=lambda rows: _rank(index, rows, options.seed))
@@ -68,7 +77,7 @@ def arrange_splits(index: Index, options: SplitOptions) -> Index:
             test = round(seen * options.test) - round(before * options.test)
             val = round(seen * options.val) - round(before * options.val)
             for name, chosen in ((TEST, families[:test]), (VAL, families[test : test + val])):
-                for row in (row for rows in chosen for row in rows):
+                for row in chain.from_iterable(chosen):
                     split[row] = name
     return replace(index, split=tuple(split), digest="")
 
@@ -103,7 +112,7 @@ def _families(index: Index) -> list[Family]:
             name = head[name]
         return name
 
-    good = [row for row in range(len(index)) if not index.error[row]]
+    good = np.flatnonzero(index.decodable).tolist()
     for row in good:
         head[find(f"source {index.source[row]}")] = find(f"content {index.sha256[row]}")
     families: dict[str, list[int]] = defaultdict(list)
@@ -116,3 +125,48 @@ def _rank(index: Index, rows: Family, seed: int) -> str:
     """A place in the draw that depends on the seed and the family's contents, not on names, order or other images."""
     content = "\n".join(sorted(index.sha256[row] for row in rows))
     return hashlib.sha256(f"{seed}\n{content}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Overlaps:
+    """Groups of rows of an index, each a tuple of row numbers in order; the groups in order of their first row.
+
+    Attributes:
+        duplicates: rows of one content.
+        across_splits: of those, the groups that lie in two splits or more.
+        across_labels: of those, the groups with both labels.
+        sources_across_splits: rows of one source with several contents, in two splits or more.
+    """
+
+    duplicates: tuple[Family, ...]
+    across_splits: tuple[Family, ...]
+    across_labels: tuple[Family, ...]
+    sources_across_splits: tuple[Family, ...]
+
+    @property
+    def copies(self) -> int:
+        """Number of rows whose content an earlier row has already."""
+        return sum(len(group) - 1 for group in self.duplicates)
+
+
+def find_overlaps(index: Index) -> Overlaps:
+    """Compare contents and sources of the images that can be decoded."""
+
+    def groups(names: Sequence[str]) -> tuple[Family, ...]:
+        """Rows of one name, where it has several."""
+        rows: dict[str, list[int]] = defaultdict(list)
+        for i in np.flatnonzero(index.decodable).tolist():
+            rows[names[i]].append(i)
+        return tuple(tuple(group) for group in rows.values() if len(group) > 1)
+
+    def differing(among: tuple[Family, ...], column: Sequence[object]) -> tuple[Family, ...]:
+        """Those of the groups whose rows differ in a column."""
+        return tuple(group for group in among if len({column[i] for i in group}) > 1)
+
+    duplicates = groups(index.sha256)
+    return Overlaps(
+        duplicates=duplicates,
+        across_splits=differing(duplicates, index.split),
+        across_labels=differing(duplicates, index.label.tolist()),
+        sources_across_splits=differing(differing(groups(index.source), index.split), index.sha256),
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ class IndexRow:
     error: str
 
 
+# In the order of the file.
+_NUMBERS = {"label": np.int8, "width": np.int32, "height": np.int32, "jpeg_quality": np.int16, "bytes": np.int64}
+_COLUMNS: dict[str, type] = {field.name: _NUMBERS.get(field.name, str) for field in fields(IndexRow)}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Index:
     """A labelled set of images, column by column; row i of every column is about the same image.
@@ -96,24 +101,13 @@ class Index:
 
     def row(self, row: int) -> IndexRow:
         """Return one image."""
-        return IndexRow(
-            path=self.path[row],
-            label=int(self.label[row]),
-            generator=self.generator[row],
-            split=self.split[row],
-            source=self.source[row],
-            width=int(self.width[row]),
-            height=int(self.height[row]),
-            format=self.format[row],
-            jpeg_quality=int(self.jpeg_quality[row]),
-            bytes=int(self.bytes[row]),
-            sha256=self.sha256[row],
-            error=self.error[row],
-        )
+        cells: list[Any] = [c[row] if isinstance(c, tuple) else c[row].item() for c in _columns(self).values()]
+        return IndexRow(*cells)
 
     def rows(self) -> Iterator[IndexRow]:
         """Yield every image in order."""
-        return (self.row(i) for i in range(len(self)))
+        columns = [c if isinstance(c, tuple) else c.tolist() for c in _columns(self).values()]
+        return (IndexRow(*cells) for cells in zip(*columns, strict=True))
 
     def select(self, rows: ArrayLike) -> Index:
         """Return the images of a boolean mask [n] or of row numbers, in that order; it has no digest of its own."""
@@ -122,51 +116,27 @@ class Index:
         return index_of((self.row(int(i)) for i in numbers), root=self.root, layout=self.layout)
 
 
-def index_of(rows: Iterator[IndexRow] | Sequence[IndexRow], *, root: str, layout: str) -> Index:
+def index_of(rows: Iterable[IndexRow], *, root: str, layout: str) -> Index:
     """Return the index of these rows."""
     listed = list(rows)
-    return Index(
-        root=root,
-        layout=layout,
-        digest="",
-        path=tuple(r.path for r in listed),
-        label=np.array([r.label for r in listed], np.int8),
-        generator=tuple(r.generator for r in listed),
-        split=tuple(r.split for r in listed),
-        source=tuple(r.source for r in listed),
-        width=np.array([r.width for r in listed], np.int32),
-        height=np.array([r.height for r in listed], np.int32),
-        format=tuple(r.format for r in listed),
-        jpeg_quality=np.array([r.jpeg_quality for r in listed], np.int16),
-        bytes=np.array([r.bytes for r in listed], np.int64),
-        sha256=tuple(r.sha256 for r in listed),
-        error=tuple(r.error for r in listed),
-    )
+    values = {name: [getattr(row, name) for row in listed] for name in _COLUMNS}
+    columns: dict[str, Any] = {
+        name: tuple(values[name]) if kind is str else np.array(values[name], kind) for name, kind in _COLUMNS.items()
+    }
+    return Index(root=root, layout=layout, digest="", **columns)
+
+
+def _columns(index: Index) -> dict[str, Any]:
+    return {name: getattr(index, name) for name in _COLUMNS}
 
 
 def write_index(path: str | os.PathLike[str], index: Index, *, overwrite: bool = True) -> None:
     """Write an index atomically; the same rows give the same bytes. Raises OutputError or UsageError."""
     target = Path(path)
     check_target(target, overwrite=overwrite)
-    values: dict[str, Any] = {
-        "path": [encode_name(name) for name in index.path],
-        "label": index.label,
-        "generator": index.generator,
-        "split": index.split,
-        "source": index.source,
-        "width": index.width,
-        "height": index.height,
-        "format": index.format,
-        "jpeg_quality": index.jpeg_quality,
-        "bytes": index.bytes,
-        "sha256": index.sha256,
-        "error": index.error,
-    }
-    metadata = {
-        "lare2_rt.schema": SCHEMA,
-        "lare2_rt.root": encode_name(index.root),
-        "lare2_rt.layout": index.layout,
-    }
+    values = {**_columns(index), "path": [encode_name(name) for name in index.path]}
+    facts = {"schema": SCHEMA, "root": encode_name(index.root), "layout": index.layout}
+    metadata = {f"lare2_rt.{name}": value for name, value in facts.items()}
     columns = {name: (values[name], kind) for name, kind in _types().items()}
     write_bytes(target, encode_table(columns, metadata))
 
@@ -183,35 +153,26 @@ def read_index(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | N
     """
     file = Path(path)
     table, metadata = read_table(file, types=_types(), schema=SCHEMA, again=_AGAIN)
-    texts = {name: tuple(table.column(name).to_pylist()) for name, kind in _types().items() if str(kind) == "string"}
-    numbers = {name: table.column(name).to_numpy() for name, kind in _types().items() if str(kind) != "string"}
+    columns: dict[str, Any] = {
+        name: tuple(table.column(name).to_pylist()) if kind is str else table.column(name).to_numpy()
+        for name, kind in _COLUMNS.items()
+    }
     try:
-        paths = tuple(decode_name(name) for name in texts["path"])
+        columns["path"] = tuple(decode_name(name) for name in columns["path"])
         stored = decode_name(metadata.get("lare2_rt.root", ""))
     except UsageError as error:
-        raise UsageError(f"{file}: {error}") from None
+        raise UsageError(f"{file}: {error.problem}", remedy=error.remedy) from None
     if root is None and not Path(stored).is_absolute():
         raise UsageError(f"{file} does not say where its images are", remedy=_AGAIN)
-    _check(file, {int(v) for v in np.unique(numbers["label"])} <= {REAL, GENERATED}, "label", "0 and 1")
-    _check(file, set(texts["split"]) <= set(SPLITS), "split", "train, val, test and nothing")
+    _check(file, {int(v) for v in np.unique(columns["label"])} <= {REAL, GENERATED}, "label", "0 and 1")
+    _check(file, set(columns["split"]) <= set(SPLITS), "split", "train, val, test and nothing")
     for name in ("width", "height", "bytes"):
-        _check(file, not (numbers[name] < 0).any(), name, "no negative number")
+        _check(file, not (columns[name] < 0).any(), name, "no negative number")
     return Index(
         root=stored if root is None else os.path.abspath(root),
         layout=metadata.get("lare2_rt.layout", ""),
         digest=sha256_of(file),
-        path=paths,
-        label=numbers["label"],
-        generator=texts["generator"],
-        split=texts["split"],
-        source=texts["source"],
-        width=numbers["width"],
-        height=numbers["height"],
-        format=texts["format"],
-        jpeg_quality=numbers["jpeg_quality"],
-        bytes=numbers["bytes"],
-        sha256=texts["sha256"],
-        error=texts["error"],
+        **columns,
     )
 
 
@@ -221,20 +182,5 @@ def _check(file: Path, good: bool, column: str, allowed: str) -> None:
 
 
 def _types() -> dict[str, Any]:
-    """Arrow type of each column, in the order of the file."""
     pa, _ = arrow()
-    text = pa.string()
-    return {
-        "path": text,
-        "label": pa.int8(),
-        "generator": text,
-        "split": text,
-        "source": text,
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "format": text,
-        "jpeg_quality": pa.int16(),
-        "bytes": pa.int64(),
-        "sha256": text,
-        "error": text,
-    }
+    return {name: pa.string() if kind is str else pa.from_numpy_dtype(kind) for name, kind in _COLUMNS.items()}

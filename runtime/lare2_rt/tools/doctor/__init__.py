@@ -6,7 +6,6 @@ This file and ``packages`` need the standard library alone, so that they can tel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from .finding import Finding
 from .packages import check_packages
@@ -28,18 +27,17 @@ def examine(
     say("packages")
     packages = list(check_packages())
     yield from packages
-    if any(
-        finding.status == "bad" and finding.name in ("imports", "numpy", "pillow", "pydantic") for finding in packages
-    ):
+    needed = ("imports", "numpy", "pillow", "pydantic")
+    if any(finding.status == "bad" and finding.name in needed for finding in packages):
         yield Finding("packages", "the rest", "note", "was not looked at, as the packages above keep it from working")
         return
     yield from _rest(bundle, engine_seconds=engine_seconds, say=say)
 
 
 def _rest(bundle: str | None, *, engine_seconds: float, say: Progress) -> Iterator[Finding]:
+    from .decoding import check_decoding
     from .engine_checks import check_engines
-    from .gpu import check_gpu
-    from .host import check_host
+    from .machine import check_gpu, check_host
     from .storage import check_bundle, check_cache
 
     say("this machine")
@@ -49,8 +47,6 @@ def _rest(bundle: str | None, *, engine_seconds: float, say: Progress) -> Iterat
     yield from _guarded("bundle", lambda: check_bundle(bundle))
     yield from _guarded("cache", check_cache)
     say("decoding")
-    from .decoding import check_decoding
-
     yield from _guarded("decoding", check_decoding)
     yield from check_engines(limit=engine_seconds, progress=say)
 
@@ -60,10 +56,7 @@ def _guarded(area: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
     try:
         yield from check()
     except Exception as error:
-        place = Path(__file__).parent.name
-        yield Finding(
-            area, "check", "bad", f"the check itself failed: {type(error).__name__}: {error}", f"report it ({place})"
-        )
+        yield Finding(area, "check", "bad", f"the check itself failed: {type(error).__name__}: {error}", "report it")
 
 
 __all__ = ["Finding", "examine"]

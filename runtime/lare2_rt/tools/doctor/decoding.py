@@ -2,56 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 
 from PIL import Image
 
+from ...engines.registry import installed_version
 from ...errors import ImageError, Lare2Error
 from ...pixels import heif
 from ...pixels.decode import FORMATS
 from ...pixels.limits import Limits
 from ...pixels.policy import Preprocessing
 from ...pixels.pool import IsolatedDecoder
-from ...pixels.worker import DecodeTask
+from ...pixels.preprocess import DecodeTask
 from .finding import Finding, broken
-from .packages import installed
 
 
 def check_decoding() -> Iterator[Finding]:
     """Yield the formats that work, and those that do not."""
-    decoder = None
+    task = DecodeTask(Preprocessing(), 32, 32, Limits(max_seconds=20))
     try:
-        decoder = IsolatedDecoder(DecodeTask(Preprocessing(), 32, 32, Limits(max_seconds=20)), processes=1)
-        yield from _formats(decoder)
+        with contextlib.closing(IsolatedDecoder(task, processes=1)) as decoder:
+            yield from _formats(decoder)
     except Lare2Error as error:
         yield broken("decoding", "processes", error)
-    finally:
-        if decoder is not None:
-            decoder.close()
     yield _heic()
 
 
 def _formats(decoder: IsolatedDecoder) -> Iterator[Finding]:
-    works, broken = [], {}
+    works, fails = [], {}
     for form in FORMATS:
         stream = io.BytesIO()
         try:
             Image.new("RGB", (32, 32), (200, 100, 50)).save(stream, form)
             decoder.decode(stream.getvalue())
             works.append(form)
-        except ImageError as error:
-            broken[form] = str(error)
-        except (OSError, KeyError) as error:  # this Pillow was built without the format
-            broken[form] = str(error)
+        except (ImageError, OSError, KeyError) as error:  # the last two: this Pillow was built without the format
+            fails[form] = str(error)
     yield Finding("decoding", "formats", "ok", ", ".join(works), facts=dict.fromkeys(works, True))
-    for form, why in broken.items():
+    for form, why in fails.items():
         yield Finding("decoding", form, "warn", f"cannot be decoded: {why}", "pip install --force-reinstall pillow")
 
 
 def _heic() -> Finding:
-    if installed("pillow-heif") is None:
-        return Finding("decoding", "HEIC", "note", "not installed", "pip install 'lare2-rt[heic]'")
+    if installed_version("pillow-heif") is None:
+        return Finding("decoding", "HEIC", "note", "not installed", "pip install pillow-heif")
     try:
         heif.register()
     except ImageError as error:

@@ -108,13 +108,8 @@ def _owner(folder: Path) -> Iterator[Finding]:
         return
     status = folder.stat()
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-        yield Finding(
-            "cache",
-            "owner",
-            "bad",
-            f"other users can write to {folder} and so put code there",
-            f"chmod 700 {folder}, or set LARE2_CACHE to a folder of your own",
-        )
+        text, remedy = f"other users can write to {folder} and so put code there", f"chmod 700 {folder}"
+        yield Finding("cache", "owner", "bad", text, f"{remedy}, or set LARE2_CACHE to a folder of your own")
 
 
 def _stale(entries: list[CachedEngine]) -> Iterator[Finding]:

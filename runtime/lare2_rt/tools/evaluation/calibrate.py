@@ -9,7 +9,6 @@ wrong side on average over calibration sets, whatever the distribution of scores
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from ...detection import DecisionRule
 from ...errors import UsageError
 from .scores import Flags, Floats, Indices, rank, share, wilson
-from .summary import Interval, Sample, ece_with_interval
+from .summary import Interval, Sample, ece_with_interval, probabilities
 
 FOLDS = 5
 
@@ -36,11 +35,8 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What a rule does on labelled images.
-
-    Attributes:
-        ece: expected calibration error of the probability, 15 bins, 95 % bootstrap interval over groups.
-        false_positives: real images called generated; misses: generated images called real; unsure: no verdict.
+    """What a rule does on labelled images: ``ece`` over 15 bins with its 95 % bootstrap interval over groups, real
+    images called generated (``false_positives``), generated ones called real (``misses``), those without a verdict.
     """
 
     ece: Interval
@@ -85,7 +81,9 @@ def images_needed(rate: float) -> int:
 def check_enough(generated: Flags, groups: Indices, rate: float) -> tuple[int, int]:
     """Return the numbers of groups of real and of generated images; raises UsageError when they are too few."""
     if not 0 < rate < 0.5:
-        raise UsageError(f"the false positive rate must lie between 0 and 0.5, not {rate}")
+        raise UsageError(
+            f"the false positive rate must lie between 0 and 0.5, not {rate}", remedy="ask for another one"
+        )
     counts = [len(np.unique(groups[generated == label])) for label in (False, True)]
     needed = max(images_needed(rate), FOLDS)
     for count, word in zip(counts, ("real", "generated"), strict=True):
@@ -108,9 +106,8 @@ def calibrate(
     Args:
         logits: float64 [N,2], raw, finite; index 1 = generated.
         generated: bool [N], the truth; groups: int [N], images of one number are related.
-        current: the rule so far; rate: asked share (0..1) of real images called generated, and of generated ones called
-            real.
-        seed: of the folds and of the bootstrap.
+        current: the rule so far; seed: of the folds and of the bootstrap.
+        rate: asked share (0..1) of real images called generated, and of generated ones called real.
 
     Raises:
         UsageError: a rate outside (0, 0.5), a class without or with too few unrelated images, or scores that do not
@@ -118,18 +115,16 @@ def calibrate(
     """
     real_groups, generated_groups = check_enough(generated, groups, rate)
     gaps = logits[:, 1] - logits[:, 0]
-    auc = rank(generated, _squash(gaps)).curve().auc()
-    rule = fit_rule(gaps, generated, rate)
-    sample = Sample(generated, _probabilities(current, logits), groups)
+    sample = Sample(generated, probabilities(current, logits), groups)
     at_half = DecisionRule("calibrated", 0.5, 0.5, temperature=current.temperature, bias=current.bias)
     return CalibrationReport(
-        rule=rule,
+        rule=fit_rule(gaps, generated, rate),
         rate=rate,
         real=int((~generated).sum()),
         generated=int(generated.sum()),
         real_groups=real_groups,
         generated_groups=generated_groups,
-        auc=auc,
+        auc=rank(generated, _squash(gaps)).curve().auc(),
         before=_quality(sample, *current.verdicts(sample.probabilities), seed),
         before_at_half=_quality(sample, *at_half.verdicts(sample.probabilities), seed),
         after=_out_of_fold(logits, generated, groups, rate, seed),
@@ -140,7 +135,7 @@ def fit_rule(gaps: Floats, generated: Flags, rate: float) -> DecisionRule:
     """Return the calibrated rule of logit gaps [N]; raises UsageError when they do not rise with the truth."""
     temperature, bias = fit_scaling(gaps, generated)
     scaled = DecisionRule("calibrated", temperature=temperature, bias=bias)
-    probability = _probabilities(scaled, np.stack([np.zeros_like(gaps), gaps], axis=1))
+    probability = probabilities(scaled, np.stack([np.zeros_like(gaps), gaps], axis=1))
     real_below, generated_from = thresholds(probability[~generated], probability[generated], rate)
     return DecisionRule("calibrated", real_below, generated_from, temperature=temperature, bias=bias)
 
@@ -154,11 +149,9 @@ def fit_scaling(gaps: Floats, generated: Flags) -> tuple[float, float]:
     # On standardised gaps Newton's steps are well scaled whatever the logits' range.
     centre, width = float(gaps.mean()), float(gaps.std())
     if not width > 0:
-        raise UsageError(
-            "every image has the same score, so there is nothing to calibrate", remedy="use another bundle"
-        )
-    design = np.stack([(gaps - centre) / width, np.ones_like(gaps)], axis=1)
-    slope, offset = _newton(design, target)
+        words = "every image has the same score, so there is nothing to calibrate"
+        raise UsageError(words, remedy="use another bundle")
+    slope, offset = _newton(np.stack([(gaps - centre) / width, np.ones_like(gaps)], axis=1), target)
     if slope <= 1e-9:
         raise UsageError(
             "generated images do not score higher than real ones here, so no calibration can help",
@@ -169,7 +162,7 @@ def fit_scaling(gaps: Floats, generated: Flags) -> tuple[float, float]:
 
 def _newton(design: Floats, target: Floats) -> tuple[float, float]:
     """Minimise the cross-entropy of sigmoid(design @ w); convex, so any start will do."""
-    weights: Floats = np.zeros(2, np.float64)
+    weights: Floats = np.zeros(2)
     step: Floats = np.zeros(2)
     loss = math.inf
     for _ in range(200):
@@ -180,8 +173,7 @@ def _newton(design: Floats, target: Floats) -> tuple[float, float]:
             if np.abs(step).max() < 1e-12:
                 break
             continue
-        weights = np.asarray(weights + step, np.float64)
-        loss = tried
+        weights, loss = weights + step, tried
         probability = _squash(logits)
         gradient = design.T @ (probability - target)
         curvature = (design * (probability * (1 - probability))[:, None]).T @ design
@@ -200,10 +192,9 @@ def thresholds(real: Floats, generated: Floats, rate: float) -> tuple[float, flo
     Raises:
         UsageError: so many real images score 1 that nothing above them is left.
     """
-    allowed = max(1, math.floor(rate * (len(real) + 1) + 1e-9))
-    generated_from = float(np.nextafter(np.sort(real)[len(real) - allowed], math.inf))
-    allowed = max(1, math.floor(rate * (len(generated) + 1) + 1e-9))
-    real_below = float(np.sort(generated)[allowed - 1])
+    from_top, from_bottom = (max(1, math.floor(rate * (len(scores) + 1) + 1e-9)) for scores in (real, generated))
+    generated_from = float(np.nextafter(np.sort(real)[-from_top], math.inf))
+    real_below = float(np.sort(generated)[from_bottom - 1])
     if generated_from > 1:
         raise UsageError("too many real images have a probability of 1", remedy="ask for a larger false positive rate")
     if real_below > generated_from:
@@ -216,14 +207,12 @@ def _out_of_fold(logits: Floats, generated: Flags, groups: Indices, rate: float,
     """Judge every image by a rule that was fitted without its fold."""
     fold = _folds(generated, groups, seed)
     probability = np.zeros(len(generated))
-    says_generated, says_real = np.zeros(len(generated), np.bool_), np.zeros(len(generated), np.bool_)
+    says_generated, says_real = np.zeros((2, len(generated)), np.bool_)
     gaps = logits[:, 1] - logits[:, 0]
-    for number in range(FOLDS):
+    for number in np.unique(fold):
         held = fold == number
-        if not held.any():
-            continue
         rule = fit_rule(gaps[~held], generated[~held], rate)
-        probability[held] = _probabilities(rule, logits[held])
+        probability[held] = probabilities(rule, logits[held])
         says_generated[held], says_real[held] = rule.verdicts(probability[held])
     return _quality(Sample(generated, probability, groups), says_generated, says_real, seed)
 
@@ -240,24 +229,16 @@ def _folds(generated: Flags, groups: Indices, seed: int) -> Indices:
 
 
 def _quality(sample: Sample, says_generated: Flags, says_real: Flags, seed: int) -> Quality:
-    real = ~sample.generated
+    def rate(flags: Flags, among: Flags) -> Rate:
+        count, total = int((flags & among).sum()), int(among.sum())
+        return Rate(count, total, share(flags, among), *wilson(count, total))
+
     return Quality(
         ece=ece_with_interval(sample, seed=seed),
-        false_positives=_rate(says_generated, real),
-        misses=_rate(says_real, sample.generated),
-        unsure=_rate(~(says_generated | says_real), np.ones(len(real), np.bool_)),
+        false_positives=rate(says_generated, ~sample.generated),
+        misses=rate(says_real, sample.generated),
+        unsure=rate(~(says_generated | says_real), np.ones_like(sample.generated)),
     )
-
-
-def _rate(flags: Flags, among: Flags) -> Rate:
-    count, total = int((flags & among).sum()), int(among.sum())
-    return Rate(count, total, share(flags, among), *wilson(count, total))
-
-
-def _probabilities(rule: DecisionRule, logits: Floats) -> Floats:
-    """One by one with the function that the detector uses, so that thresholds fall on the very same numbers."""
-    pairs: Sequence[Sequence[float]] = logits.tolist()
-    return np.array([rule.probability(pair) for pair in pairs])
 
 
 def _squash(values: Floats) -> Floats:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
@@ -23,63 +22,44 @@ from . import figures
 from .corruptions import choose
 from .items import Selection
 from .report import as_dict, markdown
-from .run import Evaluation, EvaluationOptions, OpenScorer, Step, evaluate
-from .summary import METRICS, Interval
-
-
-@dataclass(frozen=True, slots=True)
-class ReportOptions:
-    """Where the report goes and what is in it.
-
-    Attributes:
-        out: folder of the report, the figures and the scores.
-        corrupt: names of corruptions to score as well, see ``corruptions.choose``; None for none.
-        resamples, seed: of the bootstrap.
-    """
-
-    out: str
-    corrupt: str | None
-    resamples: int
-    seed: int
+from .run import Evaluation, OpenScorer, ReportOptions, Step, evaluate
+from .summary import METRICS
 
 
 def evaluate_and_report(scorers: list[OpenScorer], selection: Selection, options: ReportOptions) -> int:
     """Evaluate scorers of any kind and write ``OUT/evaluation.{json,md}`` and ``OUT/figures``; return the exit code.
 
-    Raises:
-        Lare2Error: before the first image is scored.
+    Raises Lare2Error before the first image is scored.
     """
     # The decoder answers in sentences; Pillow's warnings about sizes and damaged metadata would come on top.
     warnings.filterwarnings("ignore", module=r"PIL\b")
-    out = Path(options.out)
-    _make_folder(out / "scores")
-    chosen = tuple(choose(options.corrupt)) if options.corrupt is not None else ()
-    settings = EvaluationOptions(out / "scores", chosen, options.resamples, options.seed)
+    out, scores = Path(options.out), options.scores
+    _make_folder(scores)
+    corruptions = choose(options.corrupt) if options.corrupt is not None else []
     say(f"{len(selection.items)} images of split {selection.split}, in {out}")
     begun = False
 
-    def progress(what: str, total: int) -> contextlib.AbstractContextManager[Step]:
+    def progress(total: int) -> contextlib.AbstractContextManager[Step]:
         nonlocal begun
         begun = True
         return stepping("scoring", total)
 
     try:
-        evaluation = evaluate(scorers, selection, settings, progress=progress)
+        evaluation = evaluate(scorers, selection, options, corruptions=corruptions, progress=progress)
     except KeyboardInterrupt as error:
         ending = Interrupted(error)
-        say(f"{ending}; the scores so far are in {out / 'scores'}: run the same command again to go on")
+        say(f"{ending}; the scores so far are in {scores}: run the same command again to go on")
         return ending.code
     except (EngineError, OutputError) as error:
         if not begun:
             raise
-        say(f"stopped: {error}; the scores so far are in {out / 'scores'}")
+        say(f"stopped: {error}; the scores so far are in {scores}")
         return EXIT_FILES
     _write(evaluation, out)
-    for model in evaluation.models:
-        for condition in model.conditions:
-            for failure in condition.failures:
-                say(f"{condition.name}: {failure.name}: {failure.error}")
-    return EXIT_FILES if evaluation.failures else 0
+    failures = [failure for model in evaluation.models for failure in model.failures]
+    for condition, failure in failures:
+        say(f"{condition}: {failure.name}: {failure.error}")
+    return EXIT_FILES if failures else 0
 
 
 def _make_folder(folder: Path) -> None:
@@ -114,10 +94,5 @@ def _table(evaluation: Evaluation) -> Table:
     for name, words in METRICS.items():
         values = [model.clean.overall.metrics.get(name) for model in evaluation.models]
         if any(value is not None for value in values):
-            table.add_row(words, *("–" if value is None else _shown(value) for value in values))
+            table.add_row(words, *("–" if value is None else value.text("  {:.3f}..{:.3f}") for value in values))
     return table
-
-
-def _shown(interval: Interval) -> str:
-    ends = "" if interval.low is None else f"  {interval.low:.3f}..{interval.high:.3f}"
-    return f"{interval.value:.4f}{ends}"

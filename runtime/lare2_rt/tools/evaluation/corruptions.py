@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ...errors import ImageError, UsageError
-from ...pixels.colour import to_rgb
-from ...pixels.decode import ImageSource, open_image
+from ...pixels.decode import ImageSource
+from ...pixels.picture import Picture, read_picture
 from ...pixels.policy import Preprocessing
 
 _ORIENTATION = 0x0112
@@ -79,14 +79,6 @@ def noise(image: Image.Image, sigma: float, key: bytes) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
 
-def _orientation(image: Image.Image) -> int | None:
-    try:
-        value = image.getexif().get(_ORIENTATION)
-    except Exception:  # EXIF is written by anything; the pixels are fine without it
-        return None
-    return value if isinstance(value, int) and 2 <= value <= 8 else None
-
-
 def _jpeg(quality: int) -> Corruption:
     return Corruption(f"jpeg{quality}", "jpeg", f"JPEG of quality {quality}, 4:2:0", lambda i, key: jpeg(i, quality))
 
@@ -114,11 +106,9 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 def choose(words: str) -> list[Corruption]:
     """Return the corruptions behind ``all`` or a comma-separated list of names and families; raises UsageError."""
-    chosen: dict[str, Corruption] = {}
+    chosen: set[str] = set()
     for word in (part.strip().lower() for part in words.split(",")):
-        found = {
-            name: corruption for name, corruption in CORRUPTIONS.items() if word in ("all", name, corruption.family)
-        }
+        found = {name for name, corruption in CORRUPTIONS.items() if word in ("all", name, corruption.family)}
         if not found:
             families = ", ".join(dict.fromkeys(c.family for c in CORRUPTIONS.values()))
             raise UsageError(
@@ -129,25 +119,34 @@ def choose(words: str) -> list[Corruption]:
 
 
 def corrupt(source: ImageSource, corruption: Corruption, *, policy: Preprocessing, key: str) -> Image.Image:
-    """Return ``source`` as a corrupted RGB picture that the detector takes like any file.
+    """Decode ``source`` in this process and return it damaged, see ``damage``; raises ImageError as ``preprocess``."""
+    try:
+        return damage(read_picture(source, policy), corruption, key=key)
+    except MemoryError:
+        raise _too_large() from None
 
-    The stored pixels are damaged and the EXIF orientation is kept, as re-saving a photograph does; alpha and colour
-    profile are treated as the bundle's ``policy`` says. ``key`` (the file's sha256) makes the noise the picture's own.
+
+def damage(picture: Picture, corruption: Corruption, *, key: str) -> Image.Image:
+    """Return a picture as a corrupted RGB one that the detector takes like any file.
+
+    The stored pixels are damaged and the EXIF orientation is kept, as re-saving a photograph does. ``key`` (the file's
+    sha256) makes the noise the picture's own.
 
     Raises:
-        ImageError: as ``preprocess``.
+        ImageError: too little memory.
     """
     try:
-        opened = open_image(source, as_stored=policy.exif == "ignore")
-        orientation = _orientation(opened)
         # From the bare samples: a profile that stayed attached would be applied a second time.
-        rgb = Image.fromarray(np.asarray(to_rgb(opened, policy)))
-        damaged = corruption.apply(rgb, f"{corruption.name} {VERSION} {key}".encode())
+        damaged = corruption.apply(Image.fromarray(picture.rgb), f"{corruption.name} {VERSION} {key}".encode())
+        result = Image.fromarray(np.asarray(damaged))
     except MemoryError:
-        raise ImageError("too little memory to corrupt it", remedy="scale it down first") from None
-    result = Image.fromarray(np.asarray(damaged))
-    if orientation is not None:
+        raise _too_large() from None
+    if picture.orientation != 1:
         exif = Image.Exif()
-        exif[_ORIENTATION] = orientation
+        exif[_ORIENTATION] = picture.orientation
         result.info["exif"] = exif.tobytes()
     return result
+
+
+def _too_large() -> ImageError:
+    return ImageError("too little memory to corrupt it", remedy="scale it down first")

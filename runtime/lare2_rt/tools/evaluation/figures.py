@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,15 @@ from ...host.atomic import write_bytes
 from ...host.text import printable
 from .run import Evaluation, ModelResult
 from .scores import rank
+from .summary import Summary
 
-MISSING = "Figures need matplotlib, which is not installed: `pip install 'lare2-rt[data]'` and run the command again."
+MISSING = "Figures need matplotlib, which is not installed: `pip install matplotlib` and run the command again."
 _INK, _GRID = "#1f2933", "#d5dbe1"
 _COLOURS = ("#0b6bcb", "#d1495b", "#2a9d8f", "#e9a23b", "#6d4fc4", "#52606d")  # told apart in grey and colour-blind
 
 
 def available() -> bool:
     """Whether matplotlib can be imported."""
-    import importlib.util
-
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -34,7 +35,8 @@ def draw(evaluation: Evaluation, folder: Path) -> list[str]:
         pictures[f"reliability-{number}-{name}.png"] = _reliability(model)
         pictures[f"generators-{number}-{name}.png"] = _generators(model)
         if len(model.conditions) > 1:
-            pictures[f"corruptions-{number}-{name}.png"] = _corruptions(model)
+            overall = [(condition.name, condition.overall) for condition in model.conditions]
+            pictures[f"corruptions-{number}-{name}.png"] = _bars(model, overall, "corrupted images")
     for name, content in pictures.items():
         write_bytes(folder / name, content)
     return list(pictures)
@@ -81,16 +83,8 @@ def _reliability(model: ModelResult) -> bytes:
     figure, axes = _axes(4.8, 4.6)
     axes.plot([0, 1], [0, 1], color=_INK, linewidth=1, linestyle=(0, (4, 3)))
     filled = [b for b in model.clean.reliability if b.generated is not None]
-    width = [b.high - b.low for b in filled]
-    axes.bar(
-        [b.low for b in filled],
-        [b.generated for b in filled],
-        width=width,
-        align="edge",
-        color=_COLOURS[0],
-        edgecolor="white",
-        alpha=0.85,
-    )
+    style = {"align": "edge", "color": _COLOURS[0], "edgecolor": "white", "alpha": 0.85}
+    axes.bar([b.low for b in filled], [b.generated for b in filled], width=[b.high - b.low for b in filled], **style)
     for b in filled:
         x, y = (b.low + b.high) / 2, (b.generated or 0) + 0.015
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the diagonal would cross the numbers out
@@ -102,42 +96,28 @@ def _reliability(model: ModelResult) -> bytes:
     return _png(figure)
 
 
-def _bars(rows: list[tuple[str, float, float | None, float | None]], title: str) -> bytes:
+def _bars(model: ModelResult, rows: Sequence[tuple[str, Summary]], title: str) -> bytes:
+    """A bar of the AUC for each name and summary."""
     figure, axes = _axes(6.4, 0.9 + 0.34 * len(rows))
     places = np.arange(len(rows))[::-1]
-    values = np.array([value for _, value, _, _ in rows])
-    axes.barh(places, values, height=0.62, color=_COLOURS[0])
-    for place, (_, value, low, high) in zip(places, rows, strict=True):
-        if low is not None and high is not None:
-            axes.plot([low, high], [place, place], color=_INK, linewidth=1.4)
-        axes.text(1.015, place, f"{value:.3f}", va="center", fontsize=8, color=_INK)
+    intervals = [summary.metrics["auc"] for _, summary in rows]
+    axes.barh(places, np.array([auc.value for auc in intervals]), height=0.62, color=_COLOURS[0])
+    for place, auc in zip(places, intervals, strict=True):
+        if auc.low is not None and auc.high is not None:
+            axes.plot([auc.low, auc.high], [place, place], color=_INK, linewidth=1.4)
+        axes.text(1.015, place, f"{auc.value:.3f}", va="center", fontsize=8, color=_INK)
     axes.axvline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_yticks(places, [name for name, *_ in rows], fontsize=8)
+    axes.set_yticks(places, [name for name, _ in rows], fontsize=8)
     axes.set(xlim=(0, 1), xlabel="AUC; dashed: chance")
-    axes.set_title(title, fontsize=9, color=_INK, loc="left")
+    axes.set_title(f"{_plain(model.provenance.bundle_name)}: {title}", fontsize=9, color=_INK, loc="left")
     axes.grid(visible=False, axis="y")
     return _png(figure)
 
 
 def _generators(model: ModelResult) -> bytes:
     summaries = {"all": model.clean.overall, **model.clean.generators}
-    rows = [
-        (f"{_plain(name)} ({summary.generated})", summary.metrics["auc"].value, *_ends(summary.metrics["auc"]))
-        for name, summary in summaries.items()
-    ]
-    return _bars(rows, f"{_plain(model.provenance.bundle_name)}: per generator (generated images)")
-
-
-def _corruptions(model: ModelResult) -> bytes:
-    rows = [
-        (condition.name, condition.overall.metrics["auc"].value, *_ends(condition.overall.metrics["auc"]))
-        for condition in model.conditions
-    ]
-    return _bars(rows, f"{_plain(model.provenance.bundle_name)}: corrupted images")
-
-
-def _ends(interval: Any) -> tuple[float | None, float | None]:  # noqa: ANN401
-    return interval.low, interval.high
+    rows = [(f"{_plain(name)} ({summary.generated})", summary) for name, summary in summaries.items()]
+    return _bars(model, rows, "per generator (generated images)")
 
 
 def _plain(text: str) -> str:

@@ -90,8 +90,8 @@ def select(index: Index, split: str | None, *, default: str = "test") -> Selecti
         split = default if present else EVERYTHING
     rows = [row for row in index.rows() if split in (EVERYTHING, row.split)]
     if not rows:
-        has = f"it has {', '.join(sorted(present))}" if present else "it has no splits; use --split all"
-        raise UsageError(f"the index has no image in split {split!r}: {has}")
+        has, names = ", ".join(sorted(present)) or "no splits", " or ".join((*sorted(present), EVERYTHING))
+        raise UsageError(f"the index has no image in split {split!r}: it has {has}", remedy=f"use --split {names}")
     items: dict[str, Item] = {}
     readable = [row for row in rows if not row.error and row.sha256]
     for row in readable:

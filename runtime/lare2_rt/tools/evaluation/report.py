@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -58,19 +59,12 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _model(model: ModelResult) -> dict[str, Any]:
-    facts, rule = model.provenance, model.rule
+    facts = model.provenance
+    same = {name: getattr(facts, name) for name in ("device", "precision", "batch", "threads", "build_key")}
     return {
         "bundle": {"name": facts.bundle_name, "id": facts.bundle_id},
-        "engine": {
-            "name": facts.engine,
-            "version": facts.engine_version,
-            "device": facts.device,
-            "precision": facts.precision,
-            "batch": facts.batch,
-            "threads": facts.threads,
-            "build_key": facts.build_key,
-        },
-        "decision": asdict(rule),
+        "engine": {"name": facts.engine, "version": facts.engine_version, **same},
+        "decision": asdict(model.rule),
         "conditions": [_condition(condition) for condition in model.conditions],
     }
 
@@ -79,8 +73,8 @@ def _condition(condition: Condition) -> dict[str, Any]:
     return {
         "name": condition.name,
         "describe": condition.describe,
-        "overall": condition.overall.as_dict(),
-        "generators": {name: summary.as_dict() for name, summary in condition.generators.items()},
+        "overall": asdict(condition.overall),
+        "generators": {name: asdict(summary) for name, summary in condition.generators.items()},
         "reliability": [b._asdict() for b in condition.reliability],
         "stability": None if condition.stability is None else asdict(condition.stability),
         "failures": [asdict(failure) for failure in condition.failures],
@@ -95,10 +89,7 @@ def matrix(evaluation: Evaluation) -> dict[str, Any] | None:
     if len(evaluation.models) < 2:
         return None
     columns = list(evaluation.selection.generators)
-    table: dict[str, Any] = {
-        "rows": [_label(model) for model in evaluation.models],
-        "columns": columns,
-    }
+    table: dict[str, Any] = {"rows": [_label(model) for model in evaluation.models], "columns": columns}
     for name in ("balanced_accuracy_at_half", "auc"):
         table[name] = [
             [
@@ -149,24 +140,16 @@ def _model_lines(model: ModelResult) -> list[str]:
         "",
         f"{engine}; {rule.calibration}, {thresholds if rule.decides else 'no thresholds'}.",
         "",
-        "| metric | value |",
-        "|---|---|",
-        *(f"| {METRICS[name]} | {_shown(value)} |" for name, value in clean.overall.metrics.items()),
-        "",
-        *_table("generator", {name: ("", s) for name, s in clean.generators.items()}),
+        *_rows(["metric", "value"], ([METRICS[name], _shown(value)] for name, value in clean.overall.metrics.items())),
+        *_table("generator", [(_cell(name), summary) for name, summary in clean.generators.items()]),
     ]
     damaged = model.conditions[1:]
     if damaged:
-        rows = {condition.name: (condition.describe, condition.overall) for condition in model.conditions}
-        lines += _table("condition", rows)
-        lines += ["| condition | mean shift of the probability | changed sides |", "|---|---|---|"]
-        lines += [
-            f"| {condition.name} | {condition.stability.mean_shift:.4f} | {condition.stability.flips:.1%} |"
-            for condition in damaged
-            if condition.stability is not None
-        ]
-        lines.append("")
-    failures = [(condition.name, failure) for condition in model.conditions for failure in condition.failures]
+        lines += _table("condition", [(f"{_cell(c.name)}, {c.describe}", c.overall) for c in model.conditions])
+        shifts = [(c.name, c.stability) for c in damaged if c.stability is not None]
+        rows = ([name, f"{stability.mean_shift:.4f}", f"{stability.flips:.1%}"] for name, stability in shifts)
+        lines += _rows(["condition", "mean shift of the probability", "changed sides"], rows)
+    failures = model.failures
     if failures:
         lines += [f"{len(failures)} scores could not be had:", ""]
         lines += [f"- {name}: {_cell(failure.name)}: {_cell(failure.error)}" for name, failure in failures[:20]]
@@ -175,48 +158,46 @@ def _model_lines(model: ModelResult) -> list[str]:
     return lines
 
 
-def _table(first: str, rows: dict[str, tuple[str, Summary]]) -> list[str]:
+def _rows(headings: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """A Markdown table and the empty line after it."""
+    shown = [f"| {' | '.join(row)} |" for row in (headings, *rows)]
+    return [shown[0], "|" + "---|" * len(headings), *shown[1:], ""]
+
+
+def _table(first: str, rows: list[tuple[str, Summary]]) -> list[str]:
     """One row per condition or generator, with the metrics that are compared most."""
     if not rows:
         return []
     names = ["auc", "average_precision", "balanced_accuracy_at_half", "generated_accuracy_at_half", "tpr_at_fpr_5"]
     names += ["false_positive_rate", "unsure_share"]
-    has = [name for name in names if name in next(iter(rows.values()))[1].metrics]
-    lines = [
-        f"| {first} | images | " + " | ".join(METRICS[name] for name in has) + " |",
-        "|---|---|" + "---|" * len(has),
-    ]
-    for name, (words, summary) in rows.items():
-        shown = f"{_cell(name)}, {words}" if words else _cell(name)
-        cells = " | ".join(_shown(summary.metrics[key]) if key in summary.metrics else "–" for key in has)
-        lines.append(f"| {shown} | {summary.real + summary.generated} | {cells} |")
-    return [*lines, ""]
+    has = [name for name in names if name in rows[0][1].metrics]
+    cells = (
+        [words, str(summary.real + summary.generated), *(_shown(summary.metrics.get(key)) for key in has)]
+        for words, summary in rows
+    )
+    return _rows([first, "images", *(METRICS[name] for name in has)], cells)
 
 
 def _matrix_lines(table: dict[str, Any]) -> list[str]:
-    lines = ["## Cross-generator matrix", "", "Balanced ACC at 0.5; each row is one model.", ""]
-    lines += ["| model | " + " | ".join(map(_cell, table["columns"])) + " | mean |"]
-    lines += ["|---|" + "---|" * (len(table["columns"]) + 1)]
-    rows = table["balanced_accuracy_at_half"]
-    for label, row in zip(table["rows"], rows, strict=True):
-        lines.append(f"| {_cell(label)} | " + " | ".join(map(_percent, [*row, _mean(row)])) + " |")
-    means = [_mean([row[column] for row in rows]) for column in range(len(table["columns"]))]
-    lines.append("| mean over models | " + " | ".join(map(_percent, [*means, _mean(means)])) + " |")
-    return [*lines, ""]
+    values = table["balanced_accuracy_at_half"]
+    means = [_mean(column) for column in zip(*values, strict=True)]
+    named = [*zip(map(_cell, table["rows"]), values, strict=True), ("mean over models", means)]
+    rows = ([words, *map(_percent, [*row, _mean(row)])] for words, row in named)
+    headings = ["model", *map(_cell, table["columns"]), "mean"]
+    return ["## Cross-generator matrix", "", "Balanced ACC at 0.5; each row is one model.", "", *_rows(headings, rows)]
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
+def _shown(interval: Interval | None) -> str:
+    return "–" if interval is None else interval.text(" [{:.4f}, {:.4f}]")
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
-
-
-def _shown(interval: Interval) -> str:
-    ends = "" if interval.low is None else f" [{interval.low:.4f}, {interval.high:.4f}]"
-    return f"{interval.value:.4f}{ends}"
 
 
 def _cell(text: str) -> str:

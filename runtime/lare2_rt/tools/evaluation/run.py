@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,37 +14,39 @@ from ...errors import UsageError
 from .corruptions import CLEAN, Corruption
 from .items import Selection
 from .scorer import Scorer
-from .scores import Bin, Flags, Floats, reliability
+from .scores import Bin, Floats, reliability
 from .store import Failure, Scored, ScoreStore, score
-from .summary import RESAMPLES, Sample, Summary, summarise
+from .summary import Sample, Summary, probabilities, summarise
 
 OpenScorer = Callable[[], Scorer]
 Step = Callable[[object], None]
-Progress = Callable[[str, int], contextlib.AbstractContextManager[Step]]
+Progress = Callable[[int], contextlib.AbstractContextManager[Step]]
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationOptions:
-    """What to do beside scoring the images as they are.
+class ReportOptions:
+    """Where the report goes and what is in it.
 
     Attributes:
-        scores: folder of stored scores.
-        corruptions: to score under as well; resamples, seed: of the bootstrap.
+        out: folder of the report, the figures and the scores; resamples, seed: of the bootstrap.
+        corrupt: names of corruptions to score as well, see ``corruptions.choose``; None for none.
     """
 
-    scores: Path
-    corruptions: tuple[Corruption, ...] = ()
-    resamples: int = RESAMPLES
-    seed: int = 0
+    out: str
+    corrupt: str | None
+    resamples: int
+    seed: int
+
+    @property
+    def scores(self) -> Path:
+        """Folder of stored scores."""
+        return Path(self.out, "scores")
 
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """How far a corruption moves the same image's score.
-
-    Attributes:
-        mean_shift: mean |probability corrupted − clean|; flips: share of images that change sides at 0.5 or, where the
-            rule has thresholds, change their verdict.
+    """How far a corruption moves the same image's score: mean |probability corrupted − clean|, and the share of images
+    that change their verdict or, where the rule has no thresholds, sides at 0.5.
     """
 
     mean_shift: float
@@ -84,37 +86,28 @@ class ModelResult:
         """The images as they are."""
         return self.conditions[0]
 
+    @property
+    def failures(self) -> list[tuple[str, Failure]]:
+        """The name of the condition and the image of every score that could not be had."""
+        return [(condition.name, failure) for condition in self.conditions for failure in condition.failures]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
     """Everything that a report says."""
 
     selection: Selection
-    options: EvaluationOptions
+    options: ReportOptions
     models: tuple[ModelResult, ...]
-
-    @property
-    def failures(self) -> int:
-        """Number of scores that could not be had."""
-        return sum(len(condition.failures) for model in self.models for condition in model.conditions)
-
-
-def no_progress(what: str, total: int) -> contextlib.AbstractContextManager[Step]:
-    """A ``Progress`` that shows nothing."""
-
-    @contextlib.contextmanager
-    def silent() -> Iterator[Step]:
-        yield lambda item: None
-
-    return silent()
 
 
 def evaluate(
     scorers: Sequence[OpenScorer],
     selection: Selection,
-    options: EvaluationOptions,
+    options: ReportOptions,
     *,
-    progress: Progress = no_progress,
+    corruptions: Sequence[Corruption],
+    progress: Progress,
 ) -> Evaluation:
     """Evaluate models one after another, each open only while it scores.
 
@@ -125,35 +118,29 @@ def evaluate(
     models: list[ModelResult] = []
     for open_scorer in scorers:
         with contextlib.closing(open_scorer()) as scorer:
-            if scorer.provenance.bundle_id in {model.provenance.bundle_id for model in models}:
-                raise UsageError(
-                    f"the bundle {scorer.provenance.bundle_id[:12]} is given twice", remedy="name each once"
-                )
-            models.append(_evaluate_one(scorer, selection, options, progress))
+            bundle_id = scorer.provenance.bundle_id
+            if bundle_id in {model.provenance.bundle_id for model in models}:
+                raise UsageError(f"the bundle {bundle_id[:12]} is given twice", remedy="name each once")
+            conditions: list[Condition] = []
+            for corruption in (None, *corruptions):
+                store = ScoreStore(options.scores, scorer, corruption)
+                with progress(len(selection.items)) as step:
+                    scored = score(scorer, selection.items, store=store, corruption=corruption, step=step)
+                clean = conditions[0].sample if conditions else None
+                conditions.append(_condition(scored, selection, scorer.rule, options, corruption, clean))
+            models.append(ModelResult(scorer.provenance, scorer.rule, tuple(conditions)))
     return Evaluation(selection, options, tuple(models))
-
-
-def _evaluate_one(scorer: Scorer, selection: Selection, options: EvaluationOptions, progress: Progress) -> ModelResult:
-    conditions: list[Condition] = []
-    for corruption in (None, *options.corruptions):
-        store = ScoreStore(options.scores, scorer, corruption)
-        name = CLEAN if corruption is None else corruption.name
-        with progress(f"{scorer.provenance.bundle_name} {name}", len(selection.items)) as step:
-            scored = score(scorer, selection.items, store=store, corruption=corruption, step=step)
-        clean = conditions[0].sample if conditions else None
-        conditions.append(_condition(scored, selection, scorer.rule, options, corruption, clean))
-    return ModelResult(scorer.provenance, scorer.rule, tuple(conditions))
 
 
 def _condition(
     scored: Scored,
     selection: Selection,
     rule: DecisionRule,
-    options: EvaluationOptions,
+    options: ReportOptions,
     corruption: Corruption | None,
     clean: Sample | None,
 ) -> Condition:
-    everything = Sample(selection.generated, probabilities_of(scored, rule), selection.groups)
+    everything = Sample(selection.generated, probabilities(rule, scored.logits), selection.groups)
     known = ~np.isnan(everything.probabilities)
     sample = everything.only(known)
     if not (sample.generated.any() and (~sample.generated).any()):
@@ -181,21 +168,13 @@ def _condition(
     )
 
 
-def probabilities_of(scored: Scored, rule: DecisionRule) -> Floats:
-    """Probabilities [N] of being generated under a rule; nan where the image failed."""
-    nothing = float("nan")
-    return np.array([nothing if np.isnan(pair[0]) else rule.probability(pair.tolist()) for pair in scored.logits])
-
-
 def _stability(before: Floats, after: Floats, rule: DecisionRule) -> Stability | None:
     both = ~(np.isnan(before) | np.isnan(after))
     before, after = before[both], after[both]
     if not len(before):
         return None
     if rule.decides:
-        moved: Flags = np.zeros(len(before), np.bool_)
-        for old, new in zip(rule.verdicts(before), rule.verdicts(after), strict=True):
-            moved |= old != new
+        moved = np.any(np.not_equal(rule.verdicts(before), rule.verdicts(after)), axis=0)
     else:
         moved = (before >= 0.5) != (after >= 0.5)
     return Stability(float(np.abs(after - before).mean()), float(moved.mean()))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from ...detection import DecisionRule, Detection, Provenance
 from ...detector import Detector
@@ -13,56 +13,27 @@ from ...pixels.decode import ImageSource
 from ...pixels.policy import Preprocessing
 
 
-class Scorer(Protocol):
-    """A detector under test: a bundle on an engine, or the PyTorch reference."""
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A detector under test: a bundle on an engine, or the PyTorch reference.
 
-    @property
-    def provenance(self) -> Provenance:
-        """Who gives the scores."""
+    Attributes:
+        provenance: who gives the scores; rule: how a score becomes a verdict; policy: how a file becomes pixels.
+        detect_many: scores images in order; one that fails has ``error`` set. Raises EngineError.
+        close: releases everything.
+    """
 
-    @property
-    def rule(self) -> DecisionRule:
-        """How a score becomes a verdict."""
-
-    @property
-    def policy(self) -> Preprocessing:
-        """How a file becomes pixels."""
-
-    def detect_many(self, sources: Iterable[ImageSource]) -> Iterator[Detection]:
-        """Score images in order; one that fails has ``error`` set. Raises EngineError."""
-
-    def close(self) -> None:
-        """Release everything."""
+    provenance: Provenance
+    rule: DecisionRule
+    policy: Preprocessing
+    detect_many: Callable[[Iterable[ImageSource]], Iterator[Detection]]
+    close: Callable[[], None] = lambda: None
 
 
-class DetectorScorer:
-    """A bundle on an engine."""
-
-    def __init__(self, detector: Detector) -> None:
-        self._detector = detector
-
-    @property
-    def provenance(self) -> Provenance:
-        """See ``Scorer``."""
-        return self._detector.info.provenance
-
-    @property
-    def rule(self) -> DecisionRule:
-        """See ``Scorer``."""
-        return self._detector.info.rule
-
-    @property
-    def policy(self) -> Preprocessing:
-        """See ``Scorer``."""
-        return self._detector.bundle.manifest.policy
-
-    def detect_many(self, sources: Iterable[ImageSource]) -> Iterator[Detection]:
-        """See ``Scorer``."""
-        return self._detector.detect_many(sources)
-
-    def close(self) -> None:
-        """See ``Scorer``."""
-        self._detector.close()
+def scorer_of(detector: Detector) -> Scorer:
+    """Return a bundle on an engine as a scorer, which closes the detector."""
+    info, policy = detector.info, detector.bundle.manifest.policy
+    return Scorer(info.provenance, info.rule, policy, detector.detect_many, detector.close)
 
 
 def scorer_key(provenance: Provenance) -> str:

@@ -112,12 +112,13 @@ def checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Flags, Floats]
     label, probability = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if label.ndim != 1 or label.shape != probability.shape or label.size == 0:
         raise UsageError(
-            f"labels and probabilities must pair up, not {list(label.shape)} and {list(probability.shape)}"
+            f"labels and probabilities must pair up, not {list(label.shape)} and {list(probability.shape)}",
+            remedy="give one probability for each label",
         )
     if not np.isin(label, (0, 1)).all():
-        raise UsageError("labels must be 0 (real) or 1 (generated)")
+        raise UsageError("labels must be 0 (real) or 1 (generated)", remedy="correct the others or leave them out")
     if not ((probability >= 0) & (probability <= 1)).all():
-        raise UsageError("probabilities must lie between 0 and 1")
+        raise UsageError("probabilities must lie between 0 and 1", remedy="scale them or leave the others out")
     return label.astype(np.bool_), probability
 
 
@@ -127,8 +128,13 @@ def rank(labels: ArrayLike, probabilities: ArrayLike) -> Ranking:
     if generated.all() or not generated.any():
         missing = "real" if generated.all() else "generated"
         raise UsageError(f"there is no {missing} image, and ranking needs both classes", remedy="add some")
-    order = np.argsort(-probability, kind="stable")
-    ordered = probability[order]
+    return ranking(generated, probability)
+
+
+def ranking(generated: Flags, scores: Floats) -> Ranking:
+    """Order images by falling score: finite numbers, of images of both classes."""
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
     last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
     thresholds = np.concatenate([[math.inf], ordered[last]])
     return Ranking(order, generated[order], last, thresholds)

@@ -17,7 +17,10 @@ from ...errors import ImageError, OutputError
 from ...host.atomic import reason
 from ...host.integrity import sha256_of
 from ...pixels.decode import ImageSource
-from .corruptions import CLEAN, VERSION, Corruption, corrupt
+from ...pixels.policy import Preprocessing
+from ...pixels.pool import IsolatedDecoder
+from ...pixels.preprocess import DecodeTask
+from .corruptions import CLEAN, VERSION, Corruption, damage
 from .items import Item
 from .scorer import Scorer, scorer_key
 from .scores import Floats
@@ -152,33 +155,42 @@ def _detections(
     def sources() -> Iterator[ImageSource]:
         for item in items:
             try:
-                prepared = _prepared(item, corruption, scorer)
+                _check_unchanged(item)
+                prepared = prepare(item)
             except ImageError as error:
                 waiting.append((item, str(error)))
             else:
                 waiting.append((item, None))
                 yield prepared
 
-    for detection in scorer.detect_many(sources()):
-        while waiting[0][1] is not None:
-            item, error = waiting.popleft()
-            yield item, str(error)
-        yield waiting.popleft()[0], _outcome(detection)
+    with _preparing(corruption, scorer.policy) as prepare:
+        for detection in scorer.detect_many(sources()):
+            while waiting[0][1] is not None:
+                item, error = waiting.popleft()
+                yield item, str(error)
+            yield waiting.popleft()[0], _outcome(detection)
     for item, error in waiting:
         yield item, str(error)
 
 
-def _prepared(item: Item, corruption: Corruption | None, scorer: Scorer) -> ImageSource:
-    """Return what the scorer decodes; raises ImageError for a file that is not the one that was indexed."""
+def _check_unchanged(item: Item) -> None:
+    """Raise ImageError for a file that is not the one that was indexed."""
     try:
         unchanged = sha256_of(Path(item.path)) == item.sha256
     except OSError as error:
         raise ImageError(f"cannot be read ({reason(error)})", remedy="check the path, or the index's root") from error
     if not unchanged:
         raise ImageError("the file is another one than when the index was written", remedy="write the index again")
+
+
+@contextlib.contextmanager
+def _preparing(corruption: Corruption | None, policy: Preprocessing) -> Iterator[Callable[[Item], ImageSource]]:
+    """Yield what gives the scorer its source; a picture to be corrupted is decoded in a process of its own."""
     if corruption is None:
-        return item.path
-    return corrupt(item.path, corruption, policy=scorer.policy, key=item.sha256)
+        yield lambda item: item.path
+        return
+    with contextlib.closing(IsolatedDecoder(DecodeTask(policy), processes=1)) as decoder:
+        yield lambda item: damage(decoder.picture(item.path), corruption, key=item.sha256)
 
 
 def _outcome(detection: Detection) -> Logits | str:

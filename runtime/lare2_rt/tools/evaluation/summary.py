@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...detection import DecisionRule
-from .scores import Flags, Floats, Oracle, Ranking, expected_calibration_error, rank, share
+from .scores import Flags, Floats, Indices, Ranking, expected_calibration_error, rank, share
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -44,6 +42,10 @@ class Interval:
     low: float | None = None
     high: float | None = None
 
+    def text(self, ends: str) -> str:
+        """Return the value with four decimals and, where they are known, its ends in the format ``ends``."""
+        return f"{self.value:.4f}" + ("" if self.low is None else ends.format(self.low, self.high))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
@@ -56,7 +58,7 @@ class Sample:
 
     generated: Flags
     probabilities: Floats
-    groups: NDArray[np.intp]
+    groups: Indices
 
     def only(self, mask: Flags) -> Sample:
         """Return the images where ``mask`` is True."""
@@ -79,15 +81,19 @@ class Summary:
     metrics: dict[str, Interval]
     oracle_threshold: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain types for JSON."""
-        return asdict(self)
 
-
-def group_numbers(sources: Sequence[str]) -> NDArray[np.intp]:
+def group_numbers(sources: Sequence[str]) -> Indices:
     """Number the groups named by ``sources``; an image without a name is a group of its own."""
     names = [source or f"\0{index}" for index, source in enumerate(sources)]
     return np.unique(np.array(names, dtype=object), return_inverse=True)[1].astype(np.intp)
+
+
+def probabilities(rule: DecisionRule, logits: Floats) -> Floats:
+    """Return the probability of each pair of raw logits [N,2]; nan gives nan.
+
+    One by one with the function that the detector uses, so that thresholds fall on the very same numbers.
+    """
+    return np.array([rule.probability(pair) for pair in logits.tolist()])
 
 
 def summarise(sample: Sample, rule: DecisionRule, *, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
@@ -124,8 +130,6 @@ def _metrics(sample: Sample, ranking: Ranking, rule: DecisionRule, weights: Floa
     called = probability >= 0.5
     everything = np.ones(len(generated), np.bool_)
     real_right, generated_right = share(~called, ~generated, weights), share(called, generated, weights)
-    squared = (probability - generated) ** 2
-    oracle: Oracle = curve.oracle()
     values = {
         "auc": curve.auc(),
         "average_precision": curve.average_precision(),
@@ -136,8 +140,8 @@ def _metrics(sample: Sample, ranking: Ranking, rule: DecisionRule, weights: Floa
         "tpr_at_fpr_1": curve.tpr_at_fpr(0.01),
         "tpr_at_fpr_5": curve.tpr_at_fpr(0.05),
         "ece": expected_calibration_error(generated, probability, weights),
-        "brier": float(np.average(squared, weights=weights)),
-        "oracle_accuracy": oracle.accuracy,
+        "brier": float(np.average((probability - generated) ** 2, weights=weights)),
+        "oracle_accuracy": curve.oracle().accuracy,
     }
     if rule.decides:
         says_generated, says_real = rule.verdicts(probability)
@@ -164,15 +168,14 @@ def _bootstrap(
     count = int(groups.max()) + 1
     has_generated = np.bincount(groups, sample.generated, minlength=count) > 0
     has_real = np.bincount(groups, ~sample.generated, minlength=count) > 0
-    strata = [np.flatnonzero(kind) for kind in (has_generated & ~has_real, has_real & ~has_generated)]
-    strata.append(np.flatnonzero(has_generated & has_real))
+    kinds = (has_generated & ~has_real, has_real & ~has_generated, has_generated & has_real)
+    strata = [np.flatnonzero(kind) for kind in kinds if kind.any()]
     generator = np.random.Generator(np.random.Philox(seed))
     drawn: dict[str, list[float]] = {}
     for _ in range(resamples):
         times = np.zeros(count)
         for members in strata:
-            if len(members):
-                times += np.bincount(members[generator.integers(len(members), size=len(members))], minlength=count)
+            times += np.bincount(members[generator.integers(len(members), size=len(members))], minlength=count)
         for name, value in measure(times[groups]).items():
             drawn.setdefault(name, []).append(value)
     tail = (1 - LEVEL) / 2 * 100

@@ -1,22 +1,27 @@
-"""One picture that shows what the detector saw of an image, and what it made of it."""
+"""Pictures of what the detector saw of an image and made of it: a panel for itself, thumbnails for a report."""
 
 from __future__ import annotations
+
+import base64
+import heapq
+import io
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ...detection import Detection
-from .band import COLOURS, FAINT, INK, decimals, draw_band
-from .colormap import ColourMap
-from .maps import ATTENTION_COLOURS, LARE_COLOURS, bar, overlay
-from .record import GAP, TILE, Evidence, cell_size, evidence_of, places
+from .drawing import COLOURS, FAINT, INK, decimals, draw_band, drawable, fitted, font, wrapped
+from .maps import ATTENTION_COLOURS, LARE_COLOURS, ColourMap, bar, overlay
+from .record import GAP, TILE, Evidence, cell_size, evidence_of, pack, places, reduced, unpack, without_arrays
 from .scale import Scale, Scales, run_scales
-from .text import drawable, fitted, font, wrapped
 
 UInt8 = NDArray[np.uint8]
 MARGIN, SPACE = 24, 28
 WIDTH, HEIGHT = 2 * MARGIN + 3 * TILE + 2 * SPACE, 748
+EDGE = 168  # pixels; shown at 112, so that they are sharp on dense screens too
+MOST = 200  # of a report: about 5 MB
 _PAPER, _EMPTY = (255, 255, 255), (238, 238, 238)
 _TOP = 92  # of the three tiles
 _NARROWEST = 24  # pixels: a picture of 20,000 × 3 would be a line that nobody sees
@@ -41,12 +46,7 @@ def draw_panel(evidence: Evidence, scales: Scales, *, single: bool = False) -> I
     """Return the panel; ``single`` says that the scales are this image's own. Raises UsageError without FreeType."""
     panel = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
     draw = ImageDraw.Draw(panel)
-    draw.text(
-        (MARGIN, 20),
-        fitted(drawable(evidence.source), WIDTH - 2 * MARGIN, 22),
-        font=font(22),
-        fill=INK,
-    )
+    draw.text((MARGIN, 20), fitted(drawable(evidence.source), WIDTH - 2 * MARGIN, 22), font=font(22), fill=INK)
     size = shown_size(evidence)
     picture, lare = picture_tile(evidence, size), lare_tile(evidence, scales.lare, size)
     columns = [MARGIN + column * (TILE + SPACE) for column in range(3)]
@@ -100,24 +100,67 @@ def attention_tile(evidence: Evidence, scale: Scale, edge: int = TILE) -> UInt8:
     return mosaic
 
 
+@dataclass(frozen=True, slots=True)
+class Thumbnails:
+    """Three JPEG files as ``data:`` addresses, with the width and height of the first two in pixels."""
+
+    picture: str
+    lare: str
+    attention: str
+    size: tuple[int, int]
+    attention_size: tuple[int, int]
+
+
+class MostLikely:
+    """Keeps what the thumbnails of the ``MOST`` images with the highest probability need; of equal ones the first."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._heap: list[tuple[float, int, Evidence, bytes]] = []
+
+    def add(self, index: int, evidence: Evidence) -> None:
+        """Consider the image number ``index`` of the run."""
+        key = (evidence.probability, -index)
+        if len(self._heap) == self._most and (not self._most or key <= self._heap[0][:2]):
+            return
+        small = _small(evidence)
+        heapq.heappush(self._heap, (*key, without_arrays(small), pack(small)))
+        if len(self._heap) > self._most:
+            heapq.heappop(self._heap)
+
+    def draw(self, scales: Scales) -> dict[int, Thumbnails]:
+        """Return the thumbnails by the number of the image."""
+        drawn: dict[int, Thumbnails] = {}
+        for _, negative, record, content in self._heap:
+            evidence = unpack(record, content)
+            size = shown_size(evidence, EDGE)
+            attention = attention_tile(evidence, scales.attention, EDGE)
+            tiles = (picture_tile(evidence, size), lare_tile(evidence, scales.lare, size), attention)
+            picture, lare, seen = map(data_address, tiles)
+            drawn[-negative] = Thumbnails(picture, lare, seen, size, (attention.shape[1], attention.shape[0]))
+        return drawn
+
+
+def data_address(picture: UInt8, *, form: str = "JPEG") -> str:
+    """Return uint8 RGB [H,W,3] as a ``data:`` address."""
+    stream = io.BytesIO()
+    options = {"quality": 82} if form == "JPEG" else {"optimize": True}
+    Image.fromarray(picture).save(stream, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
 def _words(evidence: Evidence) -> tuple[str, str, str]:
-    width, height = evidence.size
-    count = len(evidence.corners)
+    (width, height), count = evidence.size, len(evidence.corners)
     seen = "CLIP window" if count == 1 else f"{count} CLIP windows"
-    return (
-        f"Picture, {width} x {height} pixels",
-        "LaRE: where reconstruction fails",
-        f"Attention in the {seen}",
-    )
+    return f"Picture, {width} x {height} pixels", "LaRE: where reconstruction fails", f"Attention in the {seen}"
 
 
 def _what_is_outlined(evidence: Evidence) -> str:
     size = evidence.window_size
     if not evidence.turned_alike:
         return fitted(f"turned as the VAE saw it; CLIP saw {size} pixels of it upright", TILE, 14)
-    if len(evidence.corners) == 1:
-        return f"outlined: the {size} pixels that CLIP saw"
-    return f"outlined: the windows of {size} pixels that CLIP saw"
+    windows = "" if len(evidence.corners) == 1 else "windows of "
+    return f"outlined: the {windows}{size} pixels that CLIP saw"
 
 
 def _outline_windows(draw: ImageDraw.ImageDraw, evidence: Evidence, x: int, shown: tuple[int, ...]) -> None:
@@ -132,19 +175,18 @@ def _outline_windows(draw: ImageDraw.ImageDraw, evidence: Evidence, x: int, show
             last = min(shown[axis] - 1, round((corner[axis] + evidence.window_size) * scale) - 1)
             ends.append((first, max(first, last)))
         (left, right), (top, bottom) = ends
-        box = (x + left, y + top, x + right, y + bottom)
-        draw.rectangle(box, outline=(0, 0, 0), width=3)
-        inner = (box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1)
-        if inner[2] > inner[0] and inner[3] > inner[1]:
+        draw.rectangle((x + left, y + top, x + right, y + bottom), outline=(0, 0, 0), width=3)
+        if right - left > 2 and bottom - top > 2:
+            inner = (x + left + 1, y + top + 1, x + right - 1, y + bottom - 1)
             draw.rectangle(inner, outline=(255, 255, 255), width=1)
 
 
 def _colour_bar(panel: Image.Image, x: int, scale: Scale, name: ColourMap, unit: str) -> None:
     draw, y = ImageDraw.Draw(panel), _TOP + TILE + 12
     panel.paste(Image.fromarray(bar(TILE, 14, name)), (x, y))
-    for value, place, anchor in ((scale.low, 0, "la"), ((scale.low + scale.high) / 2, TILE // 2, "ma")):
+    values = (scale.low, (scale.low + scale.high) / 2, scale.high)
+    for value, place, anchor in zip(values, (0, TILE // 2, TILE), ("la", "ma", "ra"), strict=True):
         draw.text((x + place, y + 19), f"{value:.3g}", font=font(14), fill=INK, anchor=anchor)
-    draw.text((x + TILE, y + 19), f"{scale.high:.3g}", font=font(14), fill=INK, anchor="ra")
     draw.text((x, y + 38), unit, font=font(14), fill=FAINT)
 
 
@@ -155,14 +197,12 @@ def _verdict(draw: ImageDraw.ImageDraw, evidence: Evidence) -> None:
     start = MARGIN + 20 + round(font(28).getlength(evidence.verdict)) + 18
     words = f"probability of being generated {decimals(evidence.probability)}"
     draw.text((start, y + 9), words, font=font(18), fill=INK)
-    band = (MARGIN, y + 56, WIDTH - MARGIN, y + 80)
-    draw_band(draw, band, rule=evidence.rule, probability=evidence.probability)
+    draw_band(draw, (MARGIN, y + 56, WIDTH - MARGIN, y + 80), rule=evidence.rule, probability=evidence.probability)
 
 
 def _footer(draw: ImageDraw.ImageDraw, evidence: Evidence, *, single: bool) -> None:
     facts, y = evidence.provenance, _TOP + TILE + 196
-    misfit = evidence.rule.misfit(facts.crops)
-    for note in (evidence.rule.note, misfit):
+    for note in (evidence.rule.note, evidence.rule.misfit(facts.crops)):
         for line in wrapped(drawable(f"Note: {note}"), WIDTH - 2 * MARGIN, 15) if note else ():
             draw.text((MARGIN, y), line, font=font(15), fill=INK)
             y += 20
@@ -172,3 +212,11 @@ def _footer(draw: ImageDraw.ImageDraw, evidence: Evidence, *, single: bool) -> N
         f"{facts.precision}; mean LaRE {evidence.lare_mean:.4g}; {scale}"
     )
     draw.text((MARGIN, HEIGHT - 30), fitted(drawable(words), WIDTH - 2 * MARGIN, 14), font=font(14), fill=FAINT)
+
+
+def _small(evidence: Evidence) -> Evidence:
+    """Return the evidence with pictures no larger than thumbnails."""
+    preview = evidence.preview
+    if max(preview.shape[:2]) > EDGE:
+        preview = picture_tile(evidence, shown_size(evidence, EDGE))
+    return replace(evidence, preview=preview, windows=reduced(evidence.windows, EDGE))

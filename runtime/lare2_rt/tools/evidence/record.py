@@ -11,8 +11,8 @@ from PIL import Image
 
 from ...detection import DecisionRule, Detection, Provenance, Verdict
 from ...errors import UsageError
-from ...pixels.array_bytes import join_arrays, split_arrays
 from ...pixels.crop_grid import Corner
+from ...pixels.packing import join_arrays, split_arrays
 from .maps import attention_map, lare_map
 
 UInt8 = NDArray[np.uint8]
@@ -51,16 +51,11 @@ class Evidence:
 
 
 def evidence_of(result: Detection) -> Evidence:
-    """Return what can be shown of a result.
-
-    Raises:
-        UsageError: the image failed, or was scored without ``keep_views=True``.
-    """
+    """Return what can be shown of a result; raises UsageError where it failed or lacks its view (``keep_views``)."""
     lare, attention, view = lare_map(result), attention_map(result), result.view
     if view is None or result.verdict is None or result.probability is None:
-        raise UsageError(
-            f"{result.source} was scored without its picture", remedy="load the detector with keep_views=True"
-        )
+        words = f"{result.source} was scored without its picture"
+        raise UsageError(words, remedy="load the detector with keep_views=True")
     return Evidence(
         source=result.source,
         verdict=result.verdict,

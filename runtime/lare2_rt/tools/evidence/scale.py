@@ -29,8 +29,9 @@ class Scale:
     high: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and 0 <= self.low < self.high):
-            raise UsageError(f"a scale needs 0 <= low < high, not {self.low} and {self.high}")
+        if not 0 <= self.low < self.high < math.inf:
+            words = f"a scale needs 0 <= low < high, not {self.low} and {self.high}"
+            raise UsageError(words, remedy="give its ends in this order")
 
     def fraction(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return where values [...] stand between the ends: 0 at ``low``, 1 at ``high``, unclipped."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,15 +14,17 @@ from typing import Self
 from ...bundle.locate import locate_bundle
 from ...bundle.manifest import Precision
 from ...bundle.opening import Bundle, open_bundle
-from ...engines.contract import EngineOptions, OpenEngine
-from ...engines.selection import open_engine
+from ...engines.contract import EngineOptions, Notify, OpenEngine
+from ...engines.scoring import not_finite, score_batch
+from ...engines.selection import Rejected, open_engine
 from ...errors import OutputError, UsageError
-from ...host.integrity import Progress
-from ...host.machine import available_threads
+from ...host.integrity import Progress, sha256_of
+from ...host.machine import thread_count
+from ...host.text import printable
+from ...pixels.ahead import Cancellation, Decoded, Decoder, batches
 from ...results.arrow import arrow
-from .layout import EngineBuild, FeatureSet, Row, read_features
-from .scoring import score
-from .sources import Sources, contents_of
+from .layout import EngineBuild, FeatureSet, Row, failed_row, read_features
+from .sources import Content, Sources, contents_of
 from .writer import FeatureWriter, Finished, open_writer
 
 _Results = list[Finished | Row]
@@ -52,6 +55,11 @@ class ExtractOptions:
 class Extraction:
     """One run into one folder. ``run`` yields a row for each content that was missing; one with ``error`` failed.
 
+    Files are decoded in processes, so that one that crashes or hangs a decoder costs its own map only.
+
+    Attributes:
+        bundle, engine: in use; rejected: engines that ``auto`` passed over.
+
     ::
 
     with Extraction.open(sources_of("photos"), "features") as extraction:
@@ -59,10 +67,21 @@ class Extraction:
             print(row.path, row.probability, row.error)
     """
 
-    def __init__(self, sources: Sources, bundle: Bundle, engine: OpenEngine, *, writer: FeatureWriter) -> None:
+    def __init__(
+        self,
+        sources: Sources,
+        bundle: Bundle,
+        engine: OpenEngine,
+        *,
+        rejected: tuple[Rejected, ...],
+        decoder: Decoder,
+        writer: FeatureWriter,
+    ) -> None:
         """Use ``Extraction.open``."""
         self.bundle = bundle
         self.engine = engine
+        self.rejected = rejected
+        self._decoder = decoder
         self._writer = writer
         contents, self._failures = contents_of(sources.files)
         known = writer.finished
@@ -77,6 +96,7 @@ class Extraction:
         options: ExtractOptions | None = None,
         *,
         progress: Progress | None = None,
+        notify: Notify | None = None,
     ) -> Extraction:
         """Open the bundle, the engine and the folder.
 
@@ -85,6 +105,8 @@ class Extraction:
             out: folder; new, empty, or with features of the same LaRE, bundle, engine and precision.
             options: default: the bundle and engine that ``Detector.load`` would take.
             progress: called with numbers of bytes while the bundle is hashed.
+            notify: called with one line before anything that takes long, such as compiling an engine, and for what a
+                user should know about the engine.
 
         Raises:
             BundleError, EngineError: as ``Detector.load``.
@@ -93,29 +115,35 @@ class Extraction:
         """
         chosen = options or ExtractOptions()
         folder = Path(out)
-        if chosen.threads is not None and chosen.threads < 1:
-            raise UsageError(f"threads must be at least 1, not {chosen.threads}")
+        threads = thread_count(chosen.threads)
         if chosen.shard is not None and not 1 <= chosen.shard <= 1 << 20:
-            raise UsageError(f"rows of a shard must be 1 to {1 << 20}, not {chosen.shard}")
+            raise UsageError(
+                f"rows of a shard must be 1 to {1 << 20}, not {chosen.shard}",
+                remedy=f"leave it out for {DEFAULT_SHARD}",
+            )
         if not folder.parent.is_dir():
             raise OutputError(f"the folder {folder.parent} does not exist", remedy="create it first")
         arrow()  # missing, it should not show at the end
         existing = read_features(folder)
         bundle = open_bundle(locate_bundle(chosen.bundle).path, verify=chosen.verify, progress=progress)
         engine_options = EngineOptions(
-            threads=chosen.threads or available_threads(),
+            threads=threads,
             precision=chosen.precision,
             batch=chosen.batch,
             cache=Path(chosen.cache) if chosen.cache is not None else None,
+            notify=notify,
         )
-        engine, _ = open_engine(chosen.engine, bundle, engine_options)
-        try:
+        with ExitStack() as cleanup:
+            decoder = Decoder(bundle.manifest.decoding(), isolate=True)
+            cleanup.callback(decoder.close)
+            engine, rejected = open_engine(chosen.engine, bundle, engine_options)
+            cleanup.callback(engine.close)
             wanted = _wanted(bundle, engine, chosen, existing=existing)
-            wanted = wanted.model_copy(update={"index_sha256": sources.index_sha256})
-            return cls(sources, bundle, engine, writer=open_writer(folder, wanted))
-        except BaseException:
-            engine.close()
-            raise
+            writer = open_writer(folder, wanted.model_copy(update={"index_sha256": sources.index_sha256}))
+            cleanup.callback(writer.close)
+            extraction = cls(sources, bundle, engine, rejected=rejected, decoder=decoder, writer=writer)
+            cleanup.pop_all()
+        return extraction
 
     @property
     def features(self) -> FeatureSet:
@@ -147,7 +175,7 @@ class Extraction:
         # The disk takes a batch while the engine works on the next one; leaving the block waits for it.
         with ThreadPoolExecutor(1, thread_name_prefix="lare2-store") as disk:
             storing: tuple[_Results, Future[list[Row]]] | None = None
-            for results in score(self._missing, self.bundle, self.engine):
+            for results in self._results():
                 if storing is not None:
                     yield from self._stored(*storing)
                 finished = [result for result in results if isinstance(result, Finished)]
@@ -155,6 +183,41 @@ class Extraction:
             if storing is not None:
                 yield from self._stored(*storing)
         self._writer.finish(self._failures)
+
+    def _results(self) -> Iterator[_Results]:
+        """Yield what is missing in its order, a list for each batch of the engine; a ``Row`` is a failure."""
+        batch, rule = self.engine.info.batch, self.bundle.manifest.rule
+        with closing(batches(self._missing, self._attempt, size=batch)) as groups:
+            for group in groups:
+                images = [decoded.pixels for _, decoded in group if decoded.pixels is not None]
+                scores = iter(score_batch(self.engine, images, batch)[0] if images else ())
+                results: _Results = []
+                for content, decoded in group:
+                    score = next(scores) if decoded.pixels is not None else None
+                    if score is None or not score.finite:
+                        error = decoded.error or str(not_finite())
+                        results.append(failed_row(content.sha256, decoded.name, error))
+                        continue
+                    logits = (float(score.logits[0]), float(score.logits[1]))
+                    facts = (score.lare, score.embedding, logits, rule.probability(score.logits))
+                    results.append(Finished(content.sha256, decoded.name, *facts))
+                yield results
+
+    def _attempt(self, content: Content, cancellation: Cancellation) -> Decoded:
+        """Decode the first of the files that still has the content; the error is that of the first file."""
+        errors = []
+        for file in content.files:
+            decoded = self._decoder.attempt(file.file, cancellation)
+            try:
+                if decoded.error is not None:
+                    errors.append(printable(decoded.error))
+                elif sha256_of(Path(file.file)) == content.sha256:
+                    return replace(decoded, name=file.name)
+                else:
+                    errors.append("it changed since it was indexed; index again")
+            except OSError:
+                errors.append("it was removed while it was read; index again")
+        return Decoded(content.files[0].name, None, error=errors[0])
 
     def _stored(self, results: _Results, writing: Future[list[Row]]) -> Iterator[Row]:
         """Yield a row for each result once the batch is durable."""
@@ -165,8 +228,9 @@ class Extraction:
             yield result if isinstance(result, Row) else next(rows)
 
     def close(self) -> None:
-        """Release engine and folder; a run that was not finished goes on when it is opened again."""
+        """Release engine, processes and folder; a run that was not finished goes on when it is opened again."""
         self.engine.close()
+        self._decoder.close()
         self._writer.close()
 
     def __enter__(self) -> Self:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...errors import UsageError
-from ...host.atomic import reason
-from ..datasets.build import OnProgress, collect
-from ..datasets.facts import measure_all
+from ..datasets.build import collect, is_parquet
+from ..datasets.facts import OnProgress, measure_all
+from ..datasets.layouts import walk
 from ..datasets.table import Index, read_index
-from ..datasets.walk import walk
 from .layout import Row, failed_row
 
 
@@ -61,7 +59,7 @@ def sources_of(
         UsageError: nothing there, or a list with a wrong line.
     """
     path = os.fspath(data)
-    if os.path.isfile(path) and _is_parquet(path):
+    if os.path.isfile(path) and is_parquet(path):
         return of_index(read_index(path, root=root))
     if os.path.isdir(path):
         base, names = os.path.abspath(path), walk(path).files
@@ -71,15 +69,7 @@ def sources_of(
         found = collect(path, root=root)
         base, names = found.root, [entry.path for entry in found.entries]
     files = [os.path.join(base, name) for name in names]
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, len(files))
-
-    facts = measure_all(files, threads=threads, done=step)
+    facts = measure_all(files, threads=threads, progress=progress)
     return Sources(
         tuple(ImageFile(n, f, fact.sha256, fact.error) for n, f, fact in zip(names, files, facts, strict=True))
     )
@@ -101,11 +91,3 @@ def contents_of(files: Iterable[ImageFile]) -> tuple[list[Content], list[Row]]:
         else:
             places.setdefault(file.sha256, []).append(file)
     return [Content(sha256, tuple(found)) for sha256, found in places.items()], failures
-
-
-def _is_parquet(path: str) -> bool:
-    try:
-        with Path(path).open("rb") as stream:
-            return stream.read(4) == b"PAR1"
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {reason(error)}", remedy="check its access rights") from error
