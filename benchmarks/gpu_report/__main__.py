@@ -27,8 +27,7 @@ from typing import Any
 
 from benchmarks.common.command import run_command
 from benchmarks.gpu_reference import MODELS
-from benchmarks.gpu_report.cases import BATCHES, ROWS, Case, Row, cases_of
-from benchmarks.gpu_report.model import prepare_bundle, recorded_for
+from benchmarks.gpu_report.cases import BATCHES, ROWS, Case, Row, cases_of, prepare_bundle, recorded_for
 from benchmarks.gpu_report.store import keep, keep_opinion, measured, new_report, resumed
 from benchmarks.gpu_report.table import page
 from benchmarks.gpu_report.worker import in_process

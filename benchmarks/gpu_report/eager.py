@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.common.reference import EncodeStep, NoiseStep, plain_reference
-from benchmarks.gpu_report.cases import Case
-from benchmarks.gpu_report.model import sources_of
+from benchmarks.gpu_report.cases import Case, sources_of
 from lare2_ref import quieten_libraries
 from lare2_ref.reference import Lare2Reference
 from lare2_rt.bundle.opening import Bundle

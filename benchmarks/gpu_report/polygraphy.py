@@ -21,7 +21,6 @@ from lare2_export.components import COMPONENTS
 from lare2_rt.bundle.opening import Bundle
 from lare2_rt.engines.difference import difference
 from lare2_rt.engines.registry import entry_of
-from lare2_rt.pixels.preprocess import preprocess
 from lare2_rt.pixels.procedural import procedural_pictures
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -36,10 +35,7 @@ def second_opinion(bundle: Bundle, case: Case) -> dict[str, Any]:
         raise RefusedError(
             f"Polygraphy cannot be imported ({error})", remedy="pip install polygraphy onnxruntime"
         ) from error
-    method = bundle.manifest.method
-    pixels = preprocess(
-        procedural_pictures()[0], bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size
-    )
+    pixels = bundle.manifest.preprocess(procedural_pictures()[0])
     values: dict[str, NDArray[Any]] = {
         "image": pixels.image[None],
         "crop": pixels.crop[None],

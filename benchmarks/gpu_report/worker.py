@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from benchmarks.common.facts import packages
 from benchmarks.common.resident import FailedError, RefusedError, Resident
 from benchmarks.common.worker import resolve
-from benchmarks.gpu_report.cases import Case
+from benchmarks.gpu_report.cases import Case, expected_answers
 from benchmarks.gpu_report.measure import Runner, measure_parity, measure_replay, measure_rows, measure_time
-from benchmarks.gpu_report.model import expected_answers
 from lare2_rt.bundle.opening import Bundle, open_bundle
 from lare2_rt.engines.contract import ChainOutput, EngineOptions, OpenEngine
 from lare2_rt.engines.registry import engine_named
 from lare2_rt.errors import EngineError, Lare2Error
 from lare2_rt.host.machine import peak_memory
-from lare2_rt.pixels.preprocess import preprocess
 from lare2_rt.pixels.procedural import procedural_pictures
 
 
@@ -77,11 +75,7 @@ def _unmeasured(reason: str) -> dict[str, Any]:
 
 def _measure(case: Case) -> dict[str, Any]:
     bundle = open_bundle(case.bundle)
-    method, policy = bundle.manifest.method, bundle.manifest.policy
-    pictures = [
-        preprocess(picture, policy, image_size=method.image_size, crop_size=method.crop_size)
-        for picture in procedural_pictures()
-    ]
+    pictures = [bundle.manifest.preprocess(picture) for picture in procedural_pictures()]
     expected, source = expected_answers(bundle, Path(case.reference) if case.reference is not None else None)
     begin = time.perf_counter()
     runner: Runner = resolve(case.opener)(bundle, case)

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.miniature.training import Say, as_tensor, average, cosine, descend
+from benchmarks.miniature.unet import Say, as_tensor, average, cosine, descend
 from lare2_ref.mini import VAE
 
 PATCH, COLOURS, LATENT = 4, 3, 4

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.common.markdown import NONE, gigabytes, milliseconds, percent, table
-from benchmarks.throughput.blocks import in_order
+from benchmarks.throughput.layers import in_order
 
 Report = Mapping[str, Any]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.throughput.blocks import OTHER, block_of
 from benchmarks.throughput.eager import open_eager, to_batch
+from benchmarks.throughput.layers import OTHER, block_of
 from benchmarks.throughput.runner import component_seconds
 from benchmarks.throughput.setup import Setup
 from lare2_rt.bundle.noise import draw_noise

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.throughput.blocks import OTHER, blocks_of_nodes
 from benchmarks.throughput.graphs import EngineRunner, StepRunner, bundle_graphs, open_by_name, open_onnxruntime
-from benchmarks.throughput.layers import clock, measure
+from benchmarks.throughput.layers import OTHER, blocks_of_nodes, clock, measure
 from benchmarks.throughput.runner import Call, Laps, component_seconds, run_graphs
 from benchmarks.throughput.setup import Setup, graph_name
 from lare2_rt.bundle.manifest import COMPONENTS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from benchmarks.common.resident import Resident
 
 if TYPE_CHECKING:  # imported where they are needed: the parent has no torch, and its workers start quickly
-    from lare2_export.build.options import BuildOptions
+    from lare2_export.build.plan import BuildOptions
     from lare2_ref.sources import ModelSources
     from lare2_rt.bundle.opening import Bundle
     from lare2_rt.pixels.preprocess import Pixels
@@ -66,11 +66,8 @@ class Setup:
 
     def pictures(self) -> list[Pixels]:
         """Return the images as both branches see them: every row gets these arrays. Raises ImageError."""
-        from lare2_rt.pixels.preprocess import preprocess
-
         manifest = self.opened().manifest
-        image_size, crop_size = manifest.method.image_size, manifest.method.crop_size
-        return [preprocess(path, manifest.policy, image_size=image_size, crop_size=crop_size) for path in self.images]
+        return [manifest.preprocess(path) for path in self.images]
 
     def folder(self, name: str) -> Path:
         """Return the folder of one thing that is built."""
@@ -97,7 +94,7 @@ class Setup:
 
 def build_options(bundle: Bundle, threads: int) -> BuildOptions:
     """Return the options that a bundle was built with, at batch 1 and in float32."""
-    from lare2_export.build.options import BuildOptions
+    from lare2_export.build.plan import BuildOptions
 
     method = bundle.manifest.method
     return BuildOptions(

@@ -14,7 +14,7 @@ from lare2_rt.host.command_line import entry_point, one_command
 from lare2_rt.host.console import clocked
 from lare2_rt.pixels.policy import AlphaPolicy, ExifPolicy, IccPolicy, PaddingPolicy, Preprocessing
 
-from .build.options import BuildOptions
+from .build.plan import BuildOptions
 
 if TYPE_CHECKING:
     from lare2_ref.sources import ModelSources

@@ -21,13 +21,12 @@ from lare2_rt.tools.evaluation.summary import Sample as ScoredSample, group_numb
 from lare2_rt.tools.features.reader import Features
 
 from ..checkpoints import read_safetensors
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, EpochRecord, Progress
 from .clip_cache import ClipCache
 from .data import Part, Parts
 from .dataset import Geometry, Sample, Samples, batches, shards
 from .network import Networks
 from .options import TrainOptions
-from .progress import EpochRecord, Progress
 from .randomness import order, seed_torch
 
 BEST = "best.safetensors"

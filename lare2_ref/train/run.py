@@ -21,12 +21,11 @@ from lare2_rt.tools.datasets.table import Index
 from lare2_rt.tools.features.reader import Features, open_features
 
 from .assemble import build_networks, check_same_stable_diffusion, geometry_of, run_facts
-from .card import card_of, data_facts, measure, origin
+from .checkpoint import EpochRecord
 from .data import Part, Parts, split_parts
 from .loop import Report, Show, Trainer, Workshop, show_nothing
 from .options import TrainRequest
-from .progress import EpochRecord
-from .results import HEAD, write_results
+from .results import HEAD, card_of, data_facts, measure, origin, write_results
 
 RUN = "run.json"
 

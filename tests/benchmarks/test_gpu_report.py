@@ -9,8 +9,7 @@ import pytest
 
 from benchmarks import gpu_reference
 from benchmarks.gpu_report import __main__ as gpu_report, measure as measuring, worker as gpu_report_worker
-from benchmarks.gpu_report.cases import EAGER, ROWS, cases_of
-from benchmarks.gpu_report.model import expected_answers
+from benchmarks.gpu_report.cases import EAGER, ROWS, cases_of, expected_answers
 from benchmarks.gpu_report.table import table
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.opening import open_bundle

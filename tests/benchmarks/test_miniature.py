@@ -17,8 +17,7 @@ from benchmarks.miniature.photos import PHOTOS, cut, fingerprints, read_table, s
 from benchmarks.miniature.protocol import FULL, QUICK, SPLITS
 from benchmarks.miniature.report import nearest
 from benchmarks.miniature.stats import Complexity, Resamples, auc, paired_dz
-from benchmarks.miniature.training import as_tensor
-from benchmarks.miniature.unet import Extraction, as_the_runtime_sees, noises
+from benchmarks.miniature.unet import Extraction, as_tensor, as_the_runtime_sees, noises
 from lare2_ref.lare import LareExtractor
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_rt.errors import UsageError

@@ -14,8 +14,8 @@ from benchmarks.common.facts import code_digest
 from benchmarks.common.resident import FailedError, RefusedError, Resident
 from benchmarks.render import profile as render_profile, throughput as render_throughput
 from benchmarks.throughput import __main__ as throughput, session as throughput_session
-from benchmarks.throughput.blocks import block_of, blocks_of_nodes, in_order
 from benchmarks.throughput.builds import Builder
+from benchmarks.throughput.layers import block_of, blocks_of_nodes, in_order
 from benchmarks.throughput.options import Options, parse
 from benchmarks.throughput.rows import BUILDS, ENGINES, REFERENCE, ROWS, Build, Footprint, Row
 from benchmarks.throughput.setup import Setup

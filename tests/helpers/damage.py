@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from lare2_rt.pixels import heif
+from lare2_rt.pixels.decode import register_heif
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
 if importlib.util.find_spec("pillow_heif"):
@@ -16,7 +16,7 @@ if importlib.util.find_spec("pillow_heif"):
 def encoded(form, array, *, mode=None, **options):
     """Encode uint8 [H,W,3]; with an EXIF orientation where the format has one."""
     if form == "HEIF":
-        heif.register()
+        register_heif()
     exif = Image.Exif()
     exif[0x0112] = 6
     if form not in ("GIF", "BMP", "HEIF"):

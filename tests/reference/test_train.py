@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from lare2_ref.clip_source import ClipCheckpoint, ClipFolder
 from lare2_ref.head_source import find_head
+from lare2_ref.train.checkpoint import EpochRecord, Progress
 from lare2_ref.train.loop import Trainer
 from lare2_ref.train.options import TrainOptions
-from lare2_ref.train.progress import EpochRecord, Progress
 from lare2_ref.weight_choice import WeightChoice
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.errors import ImageError, Lare2Error, UsageError

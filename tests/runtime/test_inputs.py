@@ -16,8 +16,7 @@ from lare2_rt import ImageError, UsageError
 from lare2_rt.bundle.manifest import Manifest
 from lare2_rt.detection import DecisionRule
 from lare2_rt.host.text import parse_amount
-from lare2_rt.pixels.decode import open_image
-from lare2_rt.pixels.heif import is_heif
+from lare2_rt.pixels.decode import is_heif, open_image
 from lare2_rt.tools.inputs import expand, expand_names, read_list
 from tests.conftest import ROOT
 from tests.helpers import damage

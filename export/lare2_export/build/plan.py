@@ -9,16 +9,22 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
 from lare2_ref.lare import PREDICTION_TYPES
 from lare2_ref.sources import ModelSources, SourceRecord
 from lare2_rt.bundle.manifest import Precision
+from lare2_rt.host.machine import available_threads
+from lare2_rt.pixels.policy import Preprocessing
 
 from ..components import COMPONENTS, Component, Geometry
 from ..graph.onnx_export import FLAVOURS
-from .options import BuildOptions
 from .staging import BuildError
+
+if TYPE_CHECKING:
+    import typer
+
 
 # Raise whenever this package or the reference starts to export other graphs from the same inputs: a bundle's identity
 # and the reuse of finished components depend on it, while comments and messages may change freely.
@@ -141,3 +147,31 @@ def component_key(
         "revision": EXPORT_REVISION,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What to bake in; the defaults are those of the official shell script, with the paper's prompt.
+
+    Attributes:
+        batches: images per call, one graph each, sharing weights; policy: preprocessing policies.
+        threads: CPU threads of the parity run.
+        images: preprocessed with the policy and used for parity beside the procedural pictures, () for the two
+            photographs that come with the package.
+    """
+
+    prompt: Annotated[str, typer.Option(help="Text that conditions the UNet, the same for every image.")] = "a photo"
+    timestep: Annotated[int, typer.Option(help="Step of the noise schedule, 0 to 999 in SD 1.5.")] = 200
+    ensemble: Annotated[int, typer.Option(min=1, max=1024, help="Noise draws per image; time grows with it.")] = 4
+    image_size: Annotated[int, typer.Option(help="Side of the LaRE input in pixels.")] = 256
+    batches: tuple[int, ...] = (1, 4)
+    noise_seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that every image shares.")] = 0
+    policy: Preprocessing = field(default_factory=Preprocessing)
+    threads: int = field(default_factory=available_threads)
+    half: Annotated[
+        bool | None,
+        typer.Option(
+            "--half/--no-half", help="Export fp16 graphs for GPUs too. Default: where the weights are trained."
+        ),
+    ] = None
+    images: tuple[str, ...] = ()

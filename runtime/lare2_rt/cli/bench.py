@@ -108,12 +108,9 @@ def _format(options: Options, target: Path | None) -> str:
 
 def _image(options: Options, bundle: Bundle) -> Path | None:
     """Read the picture once here, so that a bad one is told before any engine is loaded; raises ImageError."""
-    from ..pixels.preprocess import preprocess
-
     if options.image is None:
         return None
-    method = bundle.manifest.method
-    preprocess(options.image, bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size)
+    bundle.manifest.preprocess(options.image)
     return Path(options.image).absolute()
 
 

@@ -5,6 +5,7 @@ A detector of generation traces sees differences between decoders, so everything
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import stat
@@ -15,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import ImageError
+from ..errors import ImageError, first_line
 from ..host.atomic import reason
-from . import heif
 from .limits import MAX_SIDE, Limits, megapixels
 
 UInt8 = NDArray[np.uint8]
@@ -26,7 +26,13 @@ ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, UInt
 # Pillow looks at the content, not at the name: without this list an EPS called photo.jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
 _PILLOW = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp"})
-SUFFIXES = _PILLOW | heif.SUFFIXES
+# HEIC, the format of phones, is read through pillow-heif: Pillow has no decoder for it.
+_HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+# ISO/IEC 23008-12, annex B: HEVC pictures and sequences; the two last are any codec, AV1 as well.
+_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+_AV1 = frozenset({b"avif", b"avis"})
+_LONGEST = 256  # bytes of a list of brands that is read
+SUFFIXES = _PILLOW | _HEIF_SUFFIXES
 DEFAULT_LIMITS = Limits()
 _ORIENTATION = 0x0112
 _PIECE = 1 << 20
@@ -114,9 +120,9 @@ def _from_encoded(content: bytes, limits: Limits) -> Image.Image:
     if not content:
         raise ImageError("the file is empty", remedy="copy or download it again")
     formats: tuple[str, ...] = FORMATS
-    if heif.is_heif(content):
-        heif.register()
-        formats = (heif.FORMAT,)
+    if is_heif(content):
+        register_heif()
+        formats = ("HEIF",)
     try:
         return Image.open(io.BytesIO(content), formats=formats)
     except MemoryError:
@@ -224,3 +230,31 @@ def _check_bytes(size: int, most: int) -> None:
 def _short(error: Exception) -> str:
     """One line of at most 80 characters."""
     return " ".join(str(error).split())[:80] or type(error).__name__
+
+
+def is_heif(content: bytes) -> bool:
+    """Tell by its first box whether a file is HEIF but not AVIF, which Pillow reads itself."""
+    if content[4:8] != b"ftyp":
+        return False
+    box = content[: min(int.from_bytes(content[:4], "big"), _LONGEST)]
+    brands = {box[8:12], *(box[at : at + 4] for at in range(16, len(box) - 3, 4))}
+    return bool(brands & _BRANDS) and not brands & _AV1
+
+
+def register_heif() -> None:
+    """Teach Pillow the format; twice is harmless.
+
+    Raises:
+        ImageError: pillow-heif is not installed, or broken.
+    """
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ModuleNotFoundError:
+        raise ImageError(
+            "HEIC needs the package pillow-heif", remedy="pip install pillow-heif, or convert it to JPEG"
+        ) from None
+    except Exception as error:  # a binary of another Pillow or libheif can fail in any way
+        raise ImageError(
+            f"pillow-heif is installed but cannot be used ({first_line(error)})",
+            remedy="pip install --force-reinstall pillow-heif",
+        ) from error

@@ -21,7 +21,6 @@ from ...engines.selection import load_engine
 from ...engines.self_check import check_engine
 from ...host.machine import peak_memory
 from ...host.resident import Answers
-from ...pixels.preprocess import preprocess
 from ...pixels.procedural import procedural_pictures
 
 
@@ -64,9 +63,7 @@ def _serve(task: Assignment, answers: Answers) -> None:
         answers.tell(prepared=True)
         running.close()
         return
-    method = bundle.manifest.method
-    source = task.image if task.image is not None else procedural_pictures()[-1]
-    pixels = preprocess(source, bundle.manifest.policy, image_size=method.image_size, crop_size=method.crop_size)
+    pixels = bundle.manifest.preprocess(task.image if task.image is not None else procedural_pictures()[-1])
     image, crop = (np.stack([part] * running.info.batch) for part in (pixels.image, pixels.crop))
     _milliseconds(running, image, crop)
     warm = _milliseconds(running, image, crop)

@@ -10,8 +10,7 @@ from PIL import Image
 
 from ...engines.registry import installed_version
 from ...errors import ImageError, Lare2Error
-from ...pixels import heif
-from ...pixels.decode import FORMATS
+from ...pixels.decode import FORMATS, register_heif
 from ...pixels.limits import Limits
 from ...pixels.policy import Preprocessing
 from ...pixels.pool import IsolatedDecoder
@@ -49,7 +48,7 @@ def _heic() -> Finding:
     if installed_version("pillow-heif") is None:
         return Finding("decoding", "HEIC", "note", "not installed", "pip install pillow-heif")
     try:
-        heif.register()
+        register_heif()
     except ImageError as error:
         return broken("decoding", "HEIC", error)
     return Finding("decoding", "HEIC", "ok", "can be decoded")
