@@ -116,7 +116,8 @@ def record(sources: ModelSources) -> Reference:
     """Run the reference on the procedural pictures, one at a time. Raises SourceError, BuildError."""
     import torch
 
-    from lare2_export.build.plan import BuildOptions, plan_geometry
+    from lare2_export.build.options import BuildOptions
+    from lare2_export.build.plan import plan_geometry
     from lare2_ref.sources import load_reference
     from lare2_rt.bundle.noise import draw_noise
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.command import add_model_options, model_of, run_command, write_report
-from lare2_export.build.plan import BuildOptions, plan_geometry
+from lare2_export.build.options import BuildOptions
+from lare2_export.build.plan import plan_geometry
 from lare2_export.components import COMPONENTS, Component
 from lare2_export.graph.prepare import prepare
 from lare2_ref import quieten_libraries

@@ -19,7 +19,7 @@ from lare2_rt.detection import DecisionRule, Detection, failed
 from lare2_rt.errors import ImageError
 from lare2_rt.host.command_line import entry_point, one_command
 from lare2_rt.pixels.decode import ImageSource, source_name
-from lare2_rt.tools.evaluation.scorer import Scorer
+from lare2_rt.tools.evaluation.store import Scorer
 
 from . import quieten_libraries
 from .reference import Identity, Lare2Reference
@@ -76,13 +76,11 @@ class Options:
     ] = None
     weights: DetectorChoice
     split: Annotated[
-        str | None,
-        typer.Option(help="train, val, test or all. Default: test; all images where the set has no splits."),
+        str | None, typer.Option(help="train, val, test or all. Default: test; all images where the set has no splits.")
     ] = None
     out: Annotated[str, typer.Option(help="Folder of the report, the figures and the scores.")] = "evaluation"
     corrupt: Annotated[
-        str | None,
-        typer.Option(help="Score corrupted images as well: all, or a list such as jpeg,blur2,half,noise."),
+        str | None, typer.Option(help="Score corrupted images as well: all, or a list such as jpeg,blur2,half,noise.")
     ] = None
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu"
     resamples: Annotated[

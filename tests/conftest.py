@@ -150,7 +150,7 @@ def built_mini(once) -> Path:
 def tiny(once):
     """(sources, bundle) of the golden tiny pipeline, in both precisions."""
     from lare2_export.build.bundle import build_bundle
-    from lare2_export.build.plan import BuildOptions
+    from lare2_export.build.options import BuildOptions
     from lare2_rt.bundle.opening import open_bundle
     from tests.helpers.tiny import open_tiny, write_tiny
 

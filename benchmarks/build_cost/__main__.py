@@ -25,8 +25,8 @@ from typing import Any
 from benchmarks.common.command import ROOT, add_model_options, model_of, run_command, write_report
 from benchmarks.common.facts import memory_gb
 from benchmarks.common.resident import child_environment
-from lare2_export.build.estimate import estimate
-from lare2_export.build.plan import BuildOptions, exporter_versions, make_plan
+from lare2_export.build.options import BuildOptions
+from lare2_export.build.plan import estimate, exporter_versions, make_plan
 from lare2_export.parity.parity_step import photographs
 from lare2_ref import quieten_libraries
 from lare2_rt.errors import UsageError

@@ -28,8 +28,7 @@ from typing import Any
 from benchmarks.common.command import run_command
 from benchmarks.gpu_reference import MODELS
 from benchmarks.gpu_report.cases import BATCHES, ROWS, Case, Row, cases_of, prepare_bundle, recorded_for
-from benchmarks.gpu_report.store import keep, keep_opinion, measured, new_report, resumed
-from benchmarks.gpu_report.table import page
+from benchmarks.gpu_report.store import keep, keep_opinion, measured, new_report, page, resumed
 from benchmarks.gpu_report.worker import in_process
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.engines.cuda_runtime import current_gpu
@@ -92,7 +91,8 @@ def run(given: argparse.Namespace, *, gpu: Record | None, no_gpu: str | None) ->
         "threads": threads,
         "seconds": given.seconds,
     }
-    for case in cases_of(_rows(given.row), batches, **common):
+    rows = [row for row in ROWS if not given.row or row.name in given.row]
+    for case in cases_of(rows, batches, **common):
         keep(report, _case(case, no_gpu, report, settings, limit=given.limit))
         _write(report, given.out, no_gpu)
     opinion = Row(POLYGRAPHY, "", "cuda" if gpu is not None else "cpu", "fp16", "")
@@ -105,7 +105,8 @@ def run(given: argparse.Namespace, *, gpu: Record | None, no_gpu: str | None) ->
 def conclude(report: Record, no_gpu: str | None) -> Record:
     """Return the sentence that the report comes to, and the exit code."""
     cases = report["cases"]
-    bad = [c for c in (*cases, {**report["polygraphy"], "row": POLYGRAPHY, "batch": 1}) if _failed(c)]
+    every = (*cases, {**report["polygraphy"], "row": POLYGRAPHY, "batch": 1})
+    bad = [c for c in every if c["status"] == "failed" or (c["status"] == "measured" and not c["passed"])]
     names = "; ".join(sorted({f"{case['row']} at batch {case['batch']}" for case in bad}))
     done = [c for c in cases if c["device"] == "cuda" and c["status"] == "measured"]
     left = sum(c["device"] == "cuda" and c["status"] == "not usable" for c in cases)
@@ -122,10 +123,6 @@ def conclude(report: Record, no_gpu: str | None) -> Record:
     what = "two images through each captured graph among them" if graphs else "but no captured graph was among them"
     rest = f"; {left} more could not run here" if left else ""
     return {"sentence": f"Proven: {len(done)} cases on this GPU are faithful, {what}{rest}", "exit_code": 0}
-
-
-def _failed(case: Record) -> bool:
-    return case["status"] == "failed" or (case["status"] == "measured" and not case["passed"])
 
 
 def _case(case: Case, no_gpu: str | None, report: Record, settings: Record, *, limit: float) -> Record:
@@ -174,10 +171,6 @@ def _gpu() -> tuple[Record | None, str | None]:
         return {name: value for name, value in asdict(current_gpu()).items() if name != "runtime"}, None
     except EngineError as error:
         return None, f"there is no usable NVIDIA GPU here ({error})"
-
-
-def _rows(names: Sequence[str] | None) -> list[Row]:
-    return [row for row in ROWS if not names or row.name in names]
 
 
 def _say(line: str) -> None:

@@ -124,7 +124,7 @@ def prepare_bundle(
         wanted |= set(bundle.batches)
     from lare2_export.build.bundle import build_bundle
     from lare2_export.build.isolate import start_server
-    from lare2_export.build.plan import BuildOptions
+    from lare2_export.build.options import BuildOptions
     from lare2_ref import quieten_libraries
 
     start_server()

@@ -22,10 +22,9 @@ import torch
 from benchmarks.common.command import RESULTS, ROOT, run_command, say
 from benchmarks.miniature.compare import compare, in_words, read_other
 from benchmarks.miniature.dire import measure
-from benchmarks.miniature.figures import contact_sheet, draw
 from benchmarks.miniature.model import write_model
 from benchmarks.miniature.protocol import FULL, QUICK
-from benchmarks.miniature.report import report
+from benchmarks.miniature.report import contact_sheet, draw, report
 from benchmarks.miniature.stages import Work
 from lare2_ref import quieten_libraries
 from lare2_ref.sources import default_model_folder

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.miniature.protocol import PICTURE, Protocol
-from benchmarks.miniature.unet import Say, cosine, descend
+from benchmarks.miniature.vae import Say, cosine, descend
 from lare2_ref.clip_backbone import ClipBackbone, ClipConfig, build_visual
 from lare2_ref.egre import Ecr, Egre, EgreConfig, Esr
 from lare2_ref.mini import CLIP, EGRE

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import platform
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.miniature.ablation import REAL, ablation
 from benchmarks.miniature.heads import HEAD, Head, new_trunk, parameters
@@ -19,6 +23,7 @@ from benchmarks.miniature.stages import Work
 from benchmarks.miniature.stats import Floats, Resamples
 from benchmarks.miniature.sweep import by_noise, by_timestep, by_timestep_trained, complexity, re_encoding
 from benchmarks.miniature.why import beside_heads, why
+from lare2_rt.host.atomic import write_bytes
 from lare2_rt.host.machine import cpu_facts
 
 SCHEMA = "lare2-rt/miniature/1"
@@ -90,7 +95,9 @@ def ablation_table(work: Work) -> dict[str, Any]:
     resamples = Resamples(group, count=work.protocol.bootstrap)
     out: dict[str, Any] = {}
     for trunk, variant in _trained(kept):
-        row: dict[str, Any] = {"parameters": _size(variant), "seeds": len(work.protocol.seeds)}
+        trunk_size = parameters(new_trunk(0)) if variant != "lare" else 0
+        sizes = {"head": parameters(Head(variant, HEAD)), "trunk": trunk_size}
+        row: dict[str, Any] = {"parameters": sizes, "seeds": len(work.protocol.seeds)}
         for reference in (REAL, "real"):
             runs = _runs(work, kept, trunk, variant, reference)
             row[reference] = {name: _judged(resamples, pairs, group) for name, pairs in runs.items()}
@@ -143,11 +150,6 @@ def _judged(resamples: Resamples, pairs: list[tuple[Floats, Floats]], group: NDA
     return {"auc": resamples.auc(pairs, group).as_dict(), "accuracy": resamples.accuracy(pairs, group, group).as_dict()}
 
 
-def _size(variant: str) -> dict[str, int]:
-    trunk = parameters(new_trunk(0)) if variant != "lare" else 0
-    return {"head": parameters(Head(variant, HEAD)), "trunk": trunk}
-
-
 def _machine() -> dict[str, Any]:
     packages = ("torch", "diffusers", "open_clip_torch", "numpy", "pillow")
     return {
@@ -156,3 +158,69 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
     }
+
+
+_COLOURS = {"real": "#1f5f8b", REAL: "#7aa6c2", "sdedit30": "#e0a030", "sdedit50": "#c1440e", "sdedit70": "#7a1f0e"}
+_COLUMNS = 12
+
+
+def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the figures of a report; returns their paths."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    written = []
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": report["key"], "font.size": 9}):
+        for name, plot in (("miniature-timesteps", _timesteps), ("miniature-ablation", _ablation)):
+            figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+            plot(figure.subplots(), report)
+            stream = io.BytesIO()
+            figure.savefig(stream, format="svg", metadata={"Date": None})
+            write_bytes(folder / f"{name}.svg", stream.getvalue())
+            written.append(folder / f"{name}.svg")
+    return written
+
+
+def _timesteps(axes: Any, report: Mapping[str, Any]) -> None:  # noqa: ANN401 - matplotlib is untyped
+    steps = [int(t) for t in report["timesteps"]]
+    for name, colour in {**_COLOURS, "noise": "#777777"}.items():
+        values = [report["timesteps"][str(t)][name]["mean"]["value"] for t in steps]
+        axes.plot(steps, values, marker="o", markersize=3, color=colour, label=name)
+    axes.set_xlabel("timestep")
+    axes.set_ylabel("mean LaRE")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _ablation(axes: Any, report: Mapping[str, Any]) -> None:  # noqa: ANN401
+    rows = report["ablation"]
+    places = np.arange(len(VARIANTS))
+    for offset, (trunk, colour) in enumerate((("scratch", "#7aa6c2"), ("pretrained", "#1f5f8b"))):
+        for place, variant in zip(places, VARIANTS, strict=True):
+            row = rows.get(f"{trunk}/{variant}")
+            if row is None:
+                continue
+            for kind, marker in (("sdedit50", "o"), ("unseen", "^")):
+                area = row[REAL][kind]["auc"]
+                x = place + (offset - 0.5) * 0.3 + (0.08 if kind == "unseen" else -0.08)
+                label = f"{trunk}, {'unseen generators' if kind == 'unseen' else 'seen'}" if place == 0 else None
+                error = [[area["value"] - area["low"]], [area["high"] - area["value"]]]
+                axes.errorbar(x, area["value"], error, fmt=marker, color=colour, label=label, capsize=2, markersize=4)
+    axes.axhline(0.5, color="#999999", linewidth=0.8)
+    axes.set_xticks(places, VARIANTS)
+    axes.set_ylabel("AUC against round trips")
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(fontsize=7)
+
+
+def contact_sheet(work: Work, folder: Path) -> Path:
+    """Write rows of real pictures, their round trips and generated ones; picture n of the first rows is one crop."""
+    sets = work.sets("test")
+    chosen = np.linspace(0, len(sets.photo) - 1, _COLUMNS).astype(int)
+    names = ("real", REAL, *GENERATORS)
+    rows = [np.concatenate(list(sets.pictures[name][chosen]), axis=1) for name in names]
+    stream = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(stream, "JPEG", quality=88)
+    path = folder / "miniature-pictures.jpg"
+    write_bytes(path, stream.getvalue())
+    return path

@@ -20,7 +20,8 @@ from benchmarks.common.kept import keep_arrays, keep_file, kept_arrays
 from benchmarks.miniature import unet as unet_training, vae as vae_training
 from benchmarks.miniature.photos import Pictures, cut, quarters, read_table, split_groups
 from benchmarks.miniature.protocol import ENSEMBLE, GENERATORS, SEEN, SPLITS, STEPS, TIMESTEP, Protocol, key_of
-from benchmarks.miniature.unet import Extraction, Say, as_pictures, as_tensor, as_the_runtime_sees, noises
+from benchmarks.miniature.unet import Extraction, as_the_runtime_sees, noises
+from benchmarks.miniature.vae import Say, as_pictures, as_tensor
 from lare2_ref.mini import UNET, VAE
 from lare2_ref.sources import default_model_folder, open_model_folder
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.common.kept import keep_file
 from benchmarks.miniature.protocol import IMAGE_SIZE
-from benchmarks.miniature.vae import encode_half
+from benchmarks.miniature.vae import Say, average, cosine, descend, encode_half
 from lare2_ref.mini import SCHEDULE, UNET, seed_weights
 from lare2_rt.bundle.noise import Noise, draw_noise
 from lare2_rt.pixels.preprocess import squash
@@ -177,9 +175,6 @@ def as_the_runtime_sees(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.nn.functional.avg_pool2d(scaled, 2)
 
 
-Say = Callable[[str], None]
-
-
 class Extraction:
     """The two networks and the prompt's embedding [1,tokens,width]."""
 
@@ -223,36 +218,3 @@ class Extraction:
         columns = (latent[..., 1:] - latent[..., :-1]).abs().mean((1, 2, 3))
         array: NDArray[np.float32] = (rows + columns).numpy()
         return array
-
-
-def as_tensor(pictures: NDArray[np.uint8]) -> Tensor:
-    """uint8 [N,h,w,3] -> float32 [N,3,h,w] in [-1,1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
-
-
-def as_pictures(tensor: Tensor) -> NDArray[np.uint8]:
-    """Float [N,3,h,w] in about [-1,1] -> uint8 [N,h,w,3]."""
-    rounded = ((tensor.clamp(-1, 1) + 1) * 127.5).round().byte()
-    array: NDArray[np.uint8] = rounded.permute(0, 2, 3, 1).contiguous().numpy()
-    return array
-
-
-def cosine(optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int, *, warm: int) -> None:
-    """Set the learning rate: a linear start, then half a cosine down to 3 %."""
-    part = 0.97 * 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.03
-    for group in optimiser.param_groups:
-        group["lr"] = rate * min(1.0, (step + 1) / warm) * part
-
-
-def descend(optimiser: torch.optim.Optimizer, module: nn.Module, loss: Tensor, *, bound: float) -> None:
-    """Take one step down the gradient, whose norm is cut at ``bound``."""
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(module.parameters(), bound)
-    optimiser.step()
-
-
-@torch.no_grad()
-def average(averaged: nn.Module, live: nn.Module, keep: float) -> None:
-    """Move the running average of all parameters towards the live ones."""
-    torch._foreach_lerp_(list(averaged.parameters()), list(live.parameters()), 1 - keep)

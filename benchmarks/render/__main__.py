@@ -104,7 +104,8 @@ def changes(root: Path) -> dict[Path, bytes]:
         wanted[schema] = schema_text().encode()
     plot = root / PLOT
     report = reports["throughput"]
-    if report is not None and not _plotted(plot, digest := digest_of(report)):
+    digest = digest_of(report) if report is not None else ""
+    if report is not None and not (plot.exists() and digest.encode() in plot.read_bytes()):
         try:
             wanted[plot] = svg(report, digest)
         except ModuleNotFoundError as error:
@@ -166,10 +167,6 @@ def digest_of(report: dict[str, Any]) -> str:
     """Return sha256 over what the plot shows: a plot is compared by this, since its bytes depend on matplotlib's."""
     shown = [(row["name"], row.get("speedup"), row.get("fidelity")) for row in report["rows"]]
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
-
-
-def _plotted(path: Path, digest: str) -> bool:
-    return path.exists() and digest.encode() in path.read_bytes()
 
 
 if __name__ == "__main__":

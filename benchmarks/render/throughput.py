@@ -172,14 +172,10 @@ def components_table(report: Report) -> str:
         cells = []
         for name in names:
             part = parts.get(name)
-            cells.append(_beside(part) if part else NONE)
+            cells.append(f"{milliseconds(part['p50_ms'])} ({part['speedup']:.2f} ×)" if part else NONE)
         lines.append([row_name(row), *cells])
     note = "Milliseconds at the median, and times as fast as the same component of eager in the same turns."
     return table(["row", *(f"`{name}`" for name in names)], lines) + "\n\n" + note
-
-
-def _beside(part: Mapping[str, float]) -> str:
-    return f"{milliseconds(part['p50_ms'])} ({part['speedup']:.2f} ×)"
 
 
 def _shares(flop: Mapping[str, int]) -> str:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks.throughput.setup import Setup, build_options, graph_name
 from lare2_export.build.bundle import build_bundle
-from lare2_export.build.plan import BuildOptions, plan_geometry
+from lare2_export.build.options import BuildOptions
+from lare2_export.build.plan import plan_geometry
 from lare2_export.components import COMPONENTS, Component, Geometry
 from lare2_export.components.clip_backbone import ClipGraph
 from lare2_export.graph.onnx_export import FLAVOURS, WeightFile, export_graph, strip

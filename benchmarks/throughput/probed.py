@@ -85,7 +85,9 @@ def write_probed(bundle: Bundle, folder: Path) -> Bundle:
     for name in kept:
         shutil.copyfile(bundle.path / name, folder / name)
     components[_STEP] = (_probed(components[_STEP][0], old, folder),)
-    files = {name: _entry(folder / name) if name == components[_STEP][0].graph else old.files[name] for name in kept}
+    probed = folder / components[_STEP][0].graph
+    files = {name: old.files[name] for name in kept}
+    files[probed.name] = FileEntry(size=probed.stat().st_size, sha256=sha256_of(probed))
     return _write_manifest(old.model_copy(update={"components": components, "files": files}), folder)
 
 
@@ -99,10 +101,6 @@ def _probed(variant: Variant, manifest: Manifest, folder: Path) -> Variant:
     shape = (manifest.method.ensemble, *manifest.method.latent_shape)
     specs = tuple(TensorSpec(name=probe, dtype="float32", shape=shape) for probe in probes)
     return variant.model_copy(update={"outputs": (*variant.outputs, *specs)})
-
-
-def _entry(path: Path) -> FileEntry:
-    return FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
 
 
 def _write_manifest(manifest: Manifest, folder: Path) -> Bundle:

@@ -19,8 +19,7 @@ from benchmarks.throughput.setup import Setup, graph_name
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.noise import draw_noise
 from lare2_rt.engines.onnxruntime.engine import PROVIDER, session_settings
-from lare2_rt.engines.openvino.drop_mapped_pages import let_go
-from lare2_rt.engines.openvino.library import openvino_core, settings_for
+from lare2_rt.engines.openvino.library import let_go, openvino_core, settings_for
 from lare2_rt.engines.winograd.engine import MODEL, WEIGHTS, WinogradEngine
 from lare2_rt.engines.winograd.layers import choose, layers_of
 

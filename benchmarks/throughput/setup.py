@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from benchmarks.common.resident import Resident
 
 if TYPE_CHECKING:  # imported where they are needed: the parent has no torch, and its workers start quickly
-    from lare2_export.build.plan import BuildOptions
+    from lare2_export.build.options import BuildOptions
     from lare2_ref.sources import ModelSources
     from lare2_rt.bundle.opening import Bundle
     from lare2_rt.pixels.preprocess import Pixels
@@ -94,7 +94,7 @@ class Setup:
 
 def build_options(bundle: Bundle, threads: int) -> BuildOptions:
     """Return the options that a bundle was built with, at batch 1 and in float32."""
-    from lare2_export.build.plan import BuildOptions
+    from lare2_export.build.options import BuildOptions
 
     method = bundle.manifest.method
     return BuildOptions(

@@ -14,7 +14,7 @@ from lare2_rt.host.command_line import entry_point, one_command
 from lare2_rt.host.console import clocked
 from lare2_rt.pixels.policy import AlphaPolicy, ExifPolicy, IccPolicy, PaddingPolicy, Preprocessing
 
-from .build.plan import BuildOptions
+from .build.options import BuildOptions
 
 if TYPE_CHECKING:
     from lare2_ref.sources import ModelSources
@@ -31,7 +31,7 @@ class Options:
     synthetic: Annotated[
         Literal["sd15"] | None,
         typer.Option(
-            help="Instead of all of these: seeded random weights of the exact SD 1.5 + RN50 + V6 geometry, to measure.",
+            help="Instead of all of these: seeded random weights of the exact SD 1.5 + RN50 + V6 geometry, to measure."
         ),
     ] = None
     baked: BuildOptions
@@ -149,8 +149,7 @@ def _sources(options: Options) -> ModelSources:
 
 def _dry_run(sources: ModelSources, out: Path, options: BuildOptions) -> None:
     """Print the plan on standard output: sizes in GB (10⁹ bytes)."""
-    from .build.estimate import estimate
-    from .build.plan import make_plan
+    from .build.plan import estimate, make_plan
     from .build.staging import Staging, check_target
 
     check_target(out)

@@ -21,7 +21,7 @@ from lare2_rt.pixels.preprocess import preprocess
 from lare2_rt.tools.evaluation.items import Item
 
 from ..clip_backbone import ClipBackbone, ClipFeatures
-from .dataset import read_checked
+from .data import read_checked
 
 _SHARD = 64  # 51 MB of RN50's layer3
 _KINDS = ("embedding", "layer3")

@@ -1,20 +1,26 @@
-"""Which images train, validate and test, and which LaRE map belongs to each."""
+"""Which images train, validate and test, which LaRE map belongs to each, and what random numbers they meet.
+
+Random numbers are a function of what they are for, so that neither workers, processes nor a resume can shift them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from lare2_rt.errors import UsageError
+from lare2_rt.errors import ImageError, UsageError
 from lare2_rt.tools.datasets.table import Index
 from lare2_rt.tools.evaluation.items import Item, check_both_classes, select
 from lare2_rt.tools.evaluation.summary import group_numbers
 from lare2_rt.tools.features.reader import Features
 
-from .randomness import generator
+Purpose = str | int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +55,20 @@ class Parts:
     without_lare: int
 
 
+def read_checked(item: Item) -> bytes:
+    """Return a file's content; raises ImageError when it is not the file that was indexed.
+
+    LaRE is found by content: with another picture under the same name, pixels and map would not belong together.
+    """
+    try:
+        content = Path(item.path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{item.path} cannot be read ({error.strerror})", remedy="check the index's root") from error
+    if hashlib.sha256(content).hexdigest() != item.sha256:
+        raise ImageError(f"{item.path} is another file than when the index was written", remedy="write the index again")
+    return content
+
+
 def split_parts(index: Index, features: Features | None, *, validation_share: float, seed: int) -> Parts:
     """Take the parts from an index.
 
@@ -59,7 +79,8 @@ def split_parts(index: Index, features: Features | None, *, validation_share: fl
         UsageError: no training images, a part with one class, a group in two parts, or images without LaRE.
     """
     left_out = _Counter()
-    train_items = left_out.without_failed(select(index, _training_split(index)).items, features)
+    split = "train" if any(index.split) else "all"  # all images train where the index knows no splits
+    train_items = left_out.without_failed(select(index, split).items, features)
     names = set(index.split)
     if "val" in names:
         validation_items = left_out.without_failed(select(index, "val").items, features)
@@ -79,11 +100,6 @@ def split_parts(index: Index, features: Features | None, *, validation_share: fl
         validation_from=validation_from,
         without_lare=left_out.count,
     )
-
-
-def _training_split(index: Index) -> str:
-    """All images train where the index knows no splits."""
-    return "train" if any(index.split) else "all"
 
 
 class _Counter:
@@ -140,3 +156,22 @@ def _with_rows(items: list[Item], features: Features | None) -> Part:
             remedy="extract them with 'lare2-rt extract'",
         )
     return Part(tuple(items), rows)
+
+
+def generator(*purpose: Purpose) -> np.random.Generator:
+    """Return NumPy's Philox for a purpose such as (seed, "order", epoch)."""
+    return np.random.Generator(np.random.Philox(key=_key(*purpose)))
+
+
+def seed_torch(*purpose: Purpose) -> None:
+    """Seed torch's generators of all devices for what comes next (initial weights; dropout of one step)."""
+    torch.manual_seed(_key(*purpose) & (1 << 63) - 1)
+
+
+def order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Return the order of ``count`` images in an epoch."""
+    return generator(seed, "order", epoch).permutation(count)
+
+
+def _key(*purpose: Purpose) -> int:
+    return int.from_bytes(hashlib.sha256(repr(purpose).encode()).digest()[:16], "little")

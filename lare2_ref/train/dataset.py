@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lare2_rt.bundle.manifest import Method
-from lare2_rt.errors import ImageError, Lare2Error
+from lare2_rt.errors import Lare2Error
 from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.pixels.preprocess import Pixels, preprocess
 from lare2_rt.tools.evaluation.corruptions import Corruption, blur, corrupt, jpeg, noise
@@ -23,9 +21,8 @@ from lare2_rt.tools.evaluation.items import Item
 from lare2_rt.tools.features.reader import Features
 
 from .clip_cache import ClipCache
-from .data import Part
+from .data import Part, generator, read_checked
 from .options import TrainOptions
-from .randomness import generator
 
 Sample = dict[str, Tensor]
 
@@ -146,20 +143,6 @@ def shards(order: Sequence[int], batch: int, *, rank: int, world: int) -> list[l
         short = -len(cut[-1]) % world
         cut[-1] = cut[-1] + (numbers * (1 + short // len(numbers)))[:short]
     return [whole[rank::world] for whole in cut]
-
-
-def read_checked(item: Item) -> bytes:
-    """Return a file's content; raises ImageError when it is not the file that was indexed.
-
-    LaRE is found by content: with another picture under the same name, pixels and map would not belong together.
-    """
-    try:
-        content = Path(item.path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{item.path} cannot be read ({error.strerror})", remedy="check the index's root") from error
-    if hashlib.sha256(content).hexdigest() != item.sha256:
-        raise ImageError(f"{item.path} is another file than when the index was written", remedy="write the index again")
-    return content
 
 
 def training_view(

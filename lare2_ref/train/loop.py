@@ -23,11 +23,10 @@ from lare2_rt.tools.features.reader import Features
 from ..checkpoints import read_safetensors
 from .checkpoint import Checkpoints, EpochRecord, Progress
 from .clip_cache import ClipCache
-from .data import Part, Parts
+from .data import Part, Parts, order, seed_torch
 from .dataset import Geometry, Sample, Samples, batches, shards
 from .network import Networks
 from .options import TrainOptions
-from .randomness import order, seed_torch
 
 BEST = "best.safetensors"
 Report = Callable[[str], None]

@@ -12,9 +12,9 @@ from lare2_rt.bundle.noise import Noise
 from ..clip_backbone import ClipBackbone, ClipConfig, ClipFeatures
 from ..egre import Egre, EgreConfig
 from ..lare import LareExtractor
+from .data import seed_torch
 from .dataset import Sample
 from .options import TrainOptions
-from .randomness import seed_torch
 
 
 class Trainee(nn.Module):

@@ -57,8 +57,9 @@ def card_text(card: dict[str, Any]) -> str:
     data, options, best = card["data"], card["options"], card["best_epoch"]
     train, validation = data["train"], data["validation"]
     kept_apart = "of the split val" if data["validation_from"] == "val" else "kept apart from them by source"
+    generators = ", ".join(f"{printable(name)} {count}" for name, count in train["generators"].items())
     about = (
-        f"Trained on {train['real']} real and {train['generated']} generated images ({_names(train['generators'])}), "
+        f"Trained on {train['real']} real and {train['generated']} generated images ({generators}), "
         f"validated on {validation['real']} real and {validation['generated']} generated ones {kept_apart}."
     )
     chosen = (
@@ -96,10 +97,6 @@ def _metric_lines(title: str, summary: dict[str, Any]) -> list[str]:
     for name, interval in summary["metrics"].items():
         lines.append(f"| {METRICS[name]} | {interval['value']:.4f} | {interval['low']:.4f} to {interval['high']:.4f} |")
     return [*lines, ""]
-
-
-def _names(generators: dict[str, int]) -> str:
-    return ", ".join(f"{printable(name)} {count}" for name, count in generators.items())
 
 
 SCHEMA = "lare2-rt/head-card/1"

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from lare2_rt.bundle.locate import locate_bundle
-from lare2_rt.bundle.opening import Bundle, open_bundle
+from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.errors import OutputError, UsageError
 from lare2_rt.host.atomic import reason, write_bytes
 from lare2_rt.host.locks import folder_lock
 from lare2_rt.tools.datasets.table import Index
-from lare2_rt.tools.features.reader import Features, open_features
+from lare2_rt.tools.features.reader import open_features
 
 from .assemble import build_networks, check_same_stable_diffusion, geometry_of, run_facts
 from .checkpoint import EpochRecord
@@ -42,7 +42,8 @@ def train(index: Index, request: TrainRequest, *, report: Report, show: Show = s
     options.check()
     bundle = open_bundle(locate_bundle(request.bundle).path)
     sources = request.weights.sources()
-    features = _features(request, bundle)
+    folder, lare_id = request.features, bundle.manifest.lare_id
+    features = None if folder is None else open_features(folder, lare_id=lare_id)
     parts = split_parts(index, features, validation_share=options.validation_share, seed=options.seed)
     if features is None or options.computes_lare:
         check_same_stable_diffusion(sources, bundle)
@@ -98,12 +99,6 @@ def _accelerator(request: TrainRequest, mixed: str) -> Any:  # noqa: ANN401 - ac
         # accelerate would train in float32 and say nothing, and the head's card would say fp16.
         raise UsageError("fp16 needs a GPU, and training is on the CPU", remedy="choose --precision bf16 or fp32")
     return made
-
-
-def _features(request: TrainRequest, bundle: Bundle) -> Features | None:
-    if request.features is None:
-        return None
-    return open_features(request.features, lare_id=bundle.manifest.lare_id)
 
 
 def _deterministic() -> None:

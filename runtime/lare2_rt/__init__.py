@@ -45,9 +45,15 @@ if TYPE_CHECKING:
         read_index as read_index,
         write_index as write_index,
     )
-    from .tools.evidence.maps import attention_map as attention_map, lare_map as lare_map, overlay as overlay
+    from .tools.evidence.maps import (
+        Scale as Scale,
+        Scales as Scales,
+        attention_map as attention_map,
+        lare_map as lare_map,
+        overlay as overlay,
+        run_scales as run_scales,
+    )
     from .tools.evidence.panel import render_panel as render_panel
-    from .tools.evidence.scale import Scale as Scale, Scales as Scales, run_scales as run_scales
     from .tools.features.extract import Extraction as Extraction, ExtractOptions as ExtractOptions
     from .tools.features.reader import Features as Features, open_features as open_features
     from .tools.features.sources import ImageFile as ImageFile, sources_of as sources_of
@@ -75,9 +81,8 @@ _WHERE = {
     "tools.datasets.matched": ("MatchedOptions", "write_matched"),
     "tools.datasets.split": ("SplitOptions", "arrange_splits"),
     "tools.datasets.table": ("Index", "IndexRow", "read_index", "write_index"),
-    "tools.evidence.maps": ("attention_map", "lare_map", "overlay"),
+    "tools.evidence.maps": ("Scale", "Scales", "attention_map", "lare_map", "overlay", "run_scales"),
     "tools.evidence.panel": ("render_panel",),
-    "tools.evidence.scale": ("Scale", "Scales", "run_scales"),
     "tools.features.extract": ("ExtractOptions", "Extraction"),
     "tools.features.reader": ("Features", "open_features"),
     "tools.features.sources": ("ImageFile", "sources_of"),

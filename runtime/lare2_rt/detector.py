@@ -54,14 +54,7 @@ class Detector:
             print(detector.detect("photo.jpg").probability)
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        engine: OpenEngine,
-        *,
-        info: DetectorInfo,
-        decoder: Decoder,
-    ) -> None:
+    def __init__(self, bundle: Bundle, engine: OpenEngine, *, info: DetectorInfo, decoder: Decoder) -> None:
         self._bundle = bundle
         self._decoder = decoder
         self._engine: OpenEngine | None = engine

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import gpu_reference
 from benchmarks.gpu_report import __main__ as gpu_report, measure as measuring, worker as gpu_report_worker
 from benchmarks.gpu_report.cases import EAGER, ROWS, cases_of, expected_answers
-from benchmarks.gpu_report.table import table
+from benchmarks.gpu_report.store import table
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.detection import DecisionRule
@@ -180,11 +180,7 @@ class TestAnswers:
         own = gpu_reference.load(path)
         shape = own.arrays["lare"].shape
         facts = {**own.facts, "method": {n: getattr(bundle.manifest.method, n) for n in gpu_reference.METHOD}}
-        arrays = {
-            **own.arrays,
-            "lare": bundle.selfcheck[:, 2:].reshape(shape),
-            "logits": bundle.selfcheck[:, :2],
-        }
+        arrays = {**own.arrays, "lare": bundle.selfcheck[:, 2:].reshape(shape), "logits": bundle.selfcheck[:, :2]}
         gpu_reference.save(tmp_path / "own.npz", gpu_reference.Reference(facts, arrays))
         answers, source = expected_answers(bundle, tmp_path / "own.npz")
         assert source == "recorded in own.npz"

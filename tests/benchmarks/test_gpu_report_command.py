@@ -17,7 +17,7 @@ from benchmarks import gpu_reference
 from benchmarks.common.resident import FailedError, Resident
 from benchmarks.gpu_report import __main__ as gpu_report
 from benchmarks.gpu_report.cases import ROWS, cases_of
-from benchmarks.gpu_report.table import page
+from benchmarks.gpu_report.store import page
 from benchmarks.gpu_report.worker import in_process
 from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.errors import UsageError
@@ -71,15 +71,7 @@ class TestCommand:
 
     def test_without_a_gpu(self, bundle, tmp_path):  # noqa: F811
         """As users start it: CPU rows, Polygraphy, a sentence, exit code 2, and both files."""
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.gpu_report",
-            "--bundle",
-            bundle.path,
-            "--out",
-            tmp_path / "r",
-        ]
+        command = [sys.executable, "-m", "benchmarks.gpu_report", "--bundle", bundle.path, "--out", tmp_path / "r"]
         command += ["--work", tmp_path / "w", "--seconds", "0.1", "--threads", "1"]
         command += ["--row", "CPU: ONNX Runtime fp32", "--row", "TensorRT, graph"]
         run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(ROOT))
@@ -299,15 +291,7 @@ class TestCommand:
 @pytest.mark.gpu
 def test_on_a_gpu_the_kit_proves_an_engine(bundle, tmp_path):  # noqa: F811
     """The command itself, in miniature: whichever GPU engine is installed must be faithful."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu_report",
-        "--bundle",
-        bundle.path,
-        "--out",
-        tmp_path / "r",
-    ]
+    command = [sys.executable, "-m", "benchmarks.gpu_report", "--bundle", bundle.path, "--out", tmp_path / "r"]
     command += ["--work", tmp_path / "w", "--seconds", "1", "--batch", "1"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment(ROOT))
     assert run.returncode in (0, 2), run.stderr

@@ -17,7 +17,8 @@ from benchmarks.miniature.photos import PHOTOS, cut, fingerprints, read_table, s
 from benchmarks.miniature.protocol import FULL, QUICK, SPLITS
 from benchmarks.miniature.report import nearest
 from benchmarks.miniature.stats import Complexity, Resamples, auc, paired_dz
-from benchmarks.miniature.unet import Extraction, as_tensor, as_the_runtime_sees, noises
+from benchmarks.miniature.unet import Extraction, as_the_runtime_sees, noises
+from benchmarks.miniature.vae import as_tensor
 from lare2_ref.lare import LareExtractor
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_rt.errors import UsageError

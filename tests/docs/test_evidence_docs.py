@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lare2_rt.pixels.crop_grid import CROPS
-from lare2_rt.tools.evidence import maps, panel, report, scale
+from lare2_rt.tools.evidence import maps, maps as scale, panel, report
 from lare2_rt.tools.evidence.run import panel_name
 from tests.conftest import ROOT
 from tests.fakes.engine import use_engines

@@ -2,7 +2,8 @@
 
 import re
 
-from lare2_export.build.plan import BuildOptions, make_plan
+from lare2_export.build.options import BuildOptions
+from lare2_export.build.plan import make_plan
 from lare2_ref.sources import combine, default_model_folder, open_model_folder
 from tests.conftest import ROOT
 from tests.helpers.tiny import write_tiny

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from lare2_export.build import bundle as build, export_step, isolate
-from lare2_export.build.plan import BuildOptions
+from lare2_export.build.options import BuildOptions
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_rt.bundle.manifest import COMPONENTS, PARITY, SELFCHECK
 from lare2_rt.bundle.opening import open_bundle

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from lare2_export.build.estimate import estimate
-from lare2_export.build.plan import BuildOptions, make_plan
+from lare2_export.build.options import BuildOptions
+from lare2_export.build.plan import estimate, make_plan
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_ref.synthetic import synthetic
 from tests.conftest import ROOT

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lare2_export.build.bundle import build_bundle
-from lare2_export.build.plan import BuildOptions, make_plan, plan_geometry
+from lare2_export.build.options import BuildOptions
+from lare2_export.build.plan import make_plan, plan_geometry
 from lare2_export.build.staging import BuildError, Staging
 from lare2_export.components import COMPONENTS
 from lare2_export.components.egre import EGRE

@@ -9,7 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from lare2_export.build.plan import BuildOptions, make_plan, plan_geometry
+from lare2_export.build.options import BuildOptions
+from lare2_export.build.plan import make_plan, plan_geometry
 from lare2_export.build.staging import BuildError
 from lare2_export.components import COMPONENTS
 from lare2_export.components.spec import random_pixels

@@ -105,6 +105,7 @@ def test_no_orphan_outlives_a_killed_parent(tmp_path):
     """The worker stops writing when its parent is killed, only then is the lock free, and all end in silence."""
     target, out = tmp_path / "file", tmp_path / "engines"
     code = (
+        "from pathlib import Path\n"
         "from tests.helpers import isolated_steps as s; from tests.export.test_isolate import *\n"
         f"with Staging(Path({str(out)!r})).locked() as d:\n"
         f"    run(s.writes_for_ever, {str(target)!r}, lock=SharedLock(d))"
@@ -113,6 +114,7 @@ def test_no_orphan_outlives_a_killed_parent(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", code], **options)
     deadline = time.monotonic() + 300  # a busy machine takes minutes to import torch
     while not target.exists():
+        assert parent.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     parent.send_signal(signal.SIGKILL)

@@ -99,12 +99,7 @@ def test_the_build_is_faithful_and_says_what_it_is_made_of(asked, tmp_path, phot
     assert "use restrictions of the licence's Attachment A" in notice
 
     reference = load_reference(
-        sources,
-        noise=bundle.noise,
-        prompt=options.prompt,
-        timestep=options.timestep,
-        policy=POLICY,
-        image_size=512,
+        sources, noise=bundle.noise, prompt=options.prompt, timestep=options.timestep, policy=POLICY, image_size=512
     )
     assert reference.egre.config == small_head("v7")
     with Detector.load(tmp_path / "engines") as detector:

@@ -10,7 +10,7 @@ import pytest
 import typer.main
 from polygraphy.comparator import CosineSimilarityCompareFunc, IterationResult, L2CompareFunc, SimpleCompareFunc
 
-from lare2_export.build.plan import BuildOptions
+from lare2_export.build.options import BuildOptions
 from lare2_export.cli import app
 from lare2_export.parity import measure as parity_module, parity_step
 from lare2_export.parity.parity_step import measure_parity

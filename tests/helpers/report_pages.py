@@ -6,9 +6,9 @@ import numpy as np
 
 from lare2_rt.detection import DecisionRule, Provenance, failed, scored
 from lare2_rt.pixels.preprocess import View
+from lare2_rt.tools.evidence.maps import Scale, Scales
 from lare2_rt.tools.evidence.report import ModelFacts, Report
 from lare2_rt.tools.evidence.run import shown
-from lare2_rt.tools.evidence.scale import Scale, Scales
 
 HOSTILE = (
     "<script>alert(1)</script>.jpg",

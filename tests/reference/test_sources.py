@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lare2_export.build.plan import BuildOptions, plan_geometry
+from lare2_export.build.options import BuildOptions
+from lare2_export.build.plan import plan_geometry
 from lare2_export.build.staging import BuildError
 from lare2_ref.checkpoints import SourceError
 from lare2_ref.clip_source import find_clip

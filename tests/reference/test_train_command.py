@@ -190,6 +190,19 @@ def test_all_commands_choose_weights_alike():
     assert others[0]["head"] == build["head"]
 
 
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        ("lare2_export.cli, lare2_ref.train.cli", "torch, diffusers"),  # --help answers at once
+        ("lare2_export.build.options, lare2_ref.train.options, lare2_ref.weight_choice", "torch, typer"),
+    ],
+)
+def test_options_are_light(modules, without):
+    code = f"import sys, {modules}; print(*(set({without!r}.split(', ')) & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
 def test_prediction_type_alone_is_refused_by_training_too(images, tmp_path, command):
     index, features = images
     write_index(tmp_path / "index.parquet", index)

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 
 from lare2_ref.train.assemble import build_networks
-from lare2_ref.train.data import Part, Parts, split_parts
+from lare2_ref.train.data import Part, Parts, order, split_parts
 from lare2_ref.train.dataset import Geometry, Samples, batches, cut, shards, strong, training_view
 from lare2_ref.train.options import TrainOptions, TrainRequest
-from lare2_ref.train.randomness import order
 from lare2_ref.weight_choice import WeightChoice
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.errors import ImageError, UsageError

@@ -172,10 +172,7 @@ def test_what_cannot_be_compiled_leads_to_the_next(bundle, options, three, measu
     lines = []
     running, rejected = open_engine("auto", bundle, replace(options, notify=lines.append))
     assert running is three[0]
-    assert {r.name: r.reason for r in rejected} == {
-        "stable": "the disk is full; free some space",
-        "single": UNMEASURED,
-    }
+    assert {r.name: r.reason for r in rejected} == {"stable": "the disk is full; free some space", "single": UNMEASURED}
     assert lines == ["stable is not used: the disk is full; free some space"]
     with pytest.raises(EngineError, match=r"^the disk is full; free"):
         open_engine("stable", bundle, options)

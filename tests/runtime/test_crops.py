@@ -21,7 +21,7 @@ from lare2_rt.pixels.crop_grid import CROPS, corners
 from lare2_rt.pixels.packing import pack, unpack
 from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.pixels.preprocess import centre_crop, preprocess
-from lare2_rt.tools.evaluation.scorer import scorer_key
+from lare2_rt.tools.evaluation.store import scorer_key
 from tests.fakes.engine import FakeEngine, use_engines
 
 pytestmark = pytest.mark.usefixtures("every_core")

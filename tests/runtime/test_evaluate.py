@@ -19,8 +19,7 @@ from lare2_rt.tools.datasets.table import write_index
 from lare2_rt.tools.evaluation import figures
 from lare2_rt.tools.evaluation.corruptions import CORRUPTIONS, corrupt
 from lare2_rt.tools.evaluation.items import select
-from lare2_rt.tools.evaluation.scorer import scorer_of
-from lare2_rt.tools.evaluation.store import ScoreStore, score
+from lare2_rt.tools.evaluation.store import ScoreStore, score, scorer_of
 from lare2_rt.tools.evaluation.summary import METRICS
 from tests.conftest import ROOT
 from tests.fakes.engine import FakeEngine, use_engines

@@ -15,11 +15,21 @@ from lare2_rt import Detector, UsageError
 from lare2_rt.detection import DecisionRule
 from lare2_rt.errors import OutputError
 from lare2_rt.tools.evidence.drawing import decimals, drawable, fitted, font, zones
-from lare2_rt.tools.evidence.maps import attention_map, bar, colours, lare_map, overlay
+from lare2_rt.tools.evidence.maps import (
+    SHARE,
+    Scale,
+    Scales,
+    Spread,
+    attention_map,
+    bar,
+    colours,
+    lare_map,
+    overlay,
+    run_scales,
+)
 from lare2_rt.tools.evidence.panel import HEIGHT, WIDTH, attention_tile, lare_tile, render_panel, shown_size
 from lare2_rt.tools.evidence.record import evidence_of, pack, unpack, without_arrays
 from lare2_rt.tools.evidence.run import Heatmaps, panel_name
-from lare2_rt.tools.evidence.scale import SHARE, Scale, Scales, Spread, run_scales
 from tests.conftest import ROOT
 from tests.fakes.engine import FakeEngine, use_engines
 

@@ -128,11 +128,7 @@ class TestEngines:
         absent.append(FakeEngine(name="two", why_not="it needs \x1b[31ma GPU\n"))
         use_engines(monkeypatch, *absent, FakeEngine(name="three"), FakeEngine(name="four"))
         told = [f"engine {engine.name} is not used: {printable(str(engine.refusal))}" for engine in absent]
-        for arguments, expected in (
-            (["--verbose"], told),
-            ([], []),
-            (["--verbose", "--engine", "three"], []),
-        ):
+        for arguments, expected in ((["--verbose"], told), ([], []), (["--verbose", "--engine", "three"], [])):
             code, out, err = command("infer", small[0], "--format", "jsonl", *arguments)
             assert code == 0
             assert sentences(err) == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lare2_rt.engines.openvino.drop_mapped_pages import let_go
+from lare2_rt.engines.openvino.library import let_go
 
 SIZE = 4 << 20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are let go on Linux only")

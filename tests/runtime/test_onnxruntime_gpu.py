@@ -58,9 +58,7 @@ def world(monkeypatch, tmp_path):
     world.current_gpu = lambda: world.gpu
     real = importlib.import_module
     monkeypatch.setattr(
-        cpu.importlib,
-        "import_module",
-        lambda name, *rest: world.ort if name == "onnxruntime" else real(name, *rest),
+        cpu.importlib, "import_module", lambda name, *rest: world.ort if name == "onnxruntime" else real(name, *rest)
     )
 
     def prepare(self, bundle, variant, folder, options):
@@ -198,12 +196,7 @@ def test_provider_options(bundle, world, tmp_path):
     """As ONNX Runtime 1.31 names them; TF32 and measured convolutions off."""
     ((name, cuda),) = OnnxRuntimeCudaEngine().provider_options(tmp_path, OPTIONS)
     assert name == "CUDAExecutionProvider"
-    assert cuda == {
-        "device_id": "0",
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "use_tf32": "0",
-        "enable_cuda_graph": "1",
-    }
+    assert cuda == {"device_id": "0", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "enable_cuda_graph": "1"}
     without = dataclasses.replace(OPTIONS, cuda_graph=False, cache=tmp_path)
     ((_, off),) = OnnxRuntimeCudaEngine().provider_options(tmp_path, without)
     assert off["enable_cuda_graph"] == "0"

@@ -143,11 +143,7 @@ def test_orientation(orientation, form):
         assert np.array_equal(np.asarray(ImageOps.exif_transpose(image)), upright)
         official = np.asarray(image.convert("RGB"))  # as extract_lare.py reads it
     assert np.array_equal(official, upright if form == "TIFF" else stored)
-    for exif, lare, clip in (
-        ("apply", upright, upright),
-        ("official", official, upright),
-        ("ignore", stored, stored),
-    ):
+    for exif, lare, clip in (("apply", upright, upright), ("official", official, upright), ("ignore", stored, stored)):
         pixels = preprocess(content, Preprocessing(exif=exif))
         assert np.array_equal(pixels.crop, albumentations_crop(clip, cv2.BORDER_REFLECT_101)), exif
         assert np.array_equal(pixels.image, np.asarray(Image.fromarray(lare).resize((256, 256)))), exif

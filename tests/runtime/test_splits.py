@@ -102,10 +102,7 @@ def test_same_seed_same_images_whatever_their_names_and_order():
 
 
 def test_only_training_images_move():
-    rows = [
-        *rows_of(COUNTS, split="train"),
-        *others(COUNTS, split="test"),
-    ]
+    rows = [*rows_of(COUNTS, split="train"), *others(COUNTS, split="test")]
     made = arrange_splits(index(rows), SplitOptions(0.1))
     assert made.split[160:] == ("test",) * 160
     assert Counter(made.split[:160]) == {"train": 144, "val": 16}

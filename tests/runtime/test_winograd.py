@@ -142,8 +142,13 @@ def written(model):
             )
             for n in model.graph.node
         ),
-        *(f"{t.name} {onnx.numpy_helper.to_array(t).tolist()}" for t in model.graph.initializer),
+        *(f"{t.name} {rounded(onnx.numpy_helper.to_array(t)).tolist()}" for t in model.graph.initializer),
     ]
+
+
+def rounded(array):
+    """Without what one processor's arithmetic leaves of a zero and another's does not."""
+    return array.astype(np.float64).round(6) + 0.0 if array.dtype == np.float32 else array
 
 
 def test_another_graph_is_another_revision():
@@ -161,7 +166,7 @@ def test_another_graph_is_another_revision():
         rewrite(model, {layer: choice})
         found.update("\n".join(written(model)).encode())
     now = (winograd.REVISION, found.hexdigest()[:16])
-    assert now == (3, "653c567062b974be"), "raise REVISION, and write down here what it stands for"
+    assert now == (3, "8c6ca5b6df5f1484"), "raise REVISION, and write down here what it stands for"
 
 
 class TestChoose:

@@ -24,7 +24,8 @@ from ..parity.tolerances import MIN_LOGIT_SPREAD, what_failed
 from .describe import describe, notice_text
 from .export_step import export_component
 from .isolate import Report, SharedLock, run_isolated
-from .plan import BuildOptions, Plan, make_plan
+from .options import BuildOptions
+from .plan import Plan, make_plan
 from .staging import BuildError, Staging, check_target
 
 

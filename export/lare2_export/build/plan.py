@@ -9,22 +9,23 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
 
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from lare2_ref.clip_backbone import ClipBackbone, build_visual
+from lare2_ref.egre import Egre
 from lare2_ref.lare import PREDICTION_TYPES
 from lare2_ref.sources import ModelSources, SourceRecord
 from lare2_rt.bundle.manifest import Precision
-from lare2_rt.host.machine import available_threads
-from lare2_rt.pixels.policy import Preprocessing
 
 from ..components import COMPONENTS, Component, Geometry
 from ..graph.onnx_export import FLAVOURS
+from ..graph.prepare import prepare
+from .options import BuildOptions
 from .staging import BuildError
-
-if TYPE_CHECKING:
-    import typer
-
 
 # Raise whenever this package or the reference starts to export other graphs from the same inputs: a bundle's identity
 # and the reuse of finished components depend on it, while comments and messages may change freely.
@@ -97,8 +98,7 @@ def plan_geometry(sources: ModelSources, options: BuildOptions) -> Geometry:
     reduction = 2 ** (len(vae["block_out_channels"]) - 1)
     if options.image_size < 1 or options.image_size % (reduction * 8):
         raise BuildError(
-            f"this model cannot take --image-size {options.image_size}",
-            remedy=f"choose a multiple of {reduction * 8}",
+            f"this model cannot take --image-size {options.image_size}", remedy=f"choose a multiple of {reduction * 8}"
         )
     egre, clip = sources.egre_config(), sources.clip_config()
     if (egre.channels, egre.embedding, egre.grid) != (clip.channels, clip.embedding, clip.grid):
@@ -149,29 +149,74 @@ def component_key(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+_FLOAT = 4  # bytes
+_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2}
+# Measured on synthetic SD 1.5 and on mini (tests/test_estimate.py holds both): an exported graph takes 450 to 650
+# bytes for each of its weights, and the processes' peaks are these multiples of the networks' weights above what
+# libraries and activations take.
+_GRAPH_BYTES_PER_WEIGHT = 530
+_EXPORT_BASE, _EXPORT_FACTOR = 0.9e9, 1.25
+_PARITY_BASE, _PARITY_FACTOR = 2.2e9, 2.5
+_MEASURED_SIZE, _MEASURED_IMAGES = 256, 4
+
+
 @dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """What to bake in; the defaults are those of the official shell script, with the paper's prompt.
+class Estimate:
+    """Bytes that a build needs.
 
     Attributes:
-        batches: images per call, one graph each, sharing weights; policy: preprocessing policies.
-        threads: CPU threads of the parity run.
-        images: preprocessed with the policy and used for parity beside the procedural pictures, () for the two
-            photographs that come with the package.
+        weights: component name -> its exported weights in all precisions; bundle: the finished folder.
+        memory: largest resident size of any of the build's processes.
     """
 
-    prompt: Annotated[str, typer.Option(help="Text that conditions the UNet, the same for every image.")] = "a photo"
-    timestep: Annotated[int, typer.Option(help="Step of the noise schedule, 0 to 999 in SD 1.5.")] = 200
-    ensemble: Annotated[int, typer.Option(min=1, max=1024, help="Noise draws per image; time grows with it.")] = 4
-    image_size: Annotated[int, typer.Option(help="Side of the LaRE input in pixels.")] = 256
-    batches: tuple[int, ...] = (1, 4)
-    noise_seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that every image shares.")] = 0
-    policy: Preprocessing = field(default_factory=Preprocessing)
-    threads: int = field(default_factory=available_threads)
-    half: Annotated[
-        bool | None,
-        typer.Option(
-            "--half/--no-half", help="Export fp16 graphs for GPUs too. Default: where the weights are trained."
-        ),
-    ] = None
-    images: tuple[str, ...] = ()
+    weights: dict[str, int]
+    bundle: int
+    memory: int
+
+
+class _Weightless(ModelSources):
+    """The same sources with networks on the meta device: shapes without memory."""
+
+    def vae(self) -> AutoencoderKL:
+        return AutoencoderKL.from_config(self.sd.vae_config())
+
+    def unet(self) -> UNet2DConditionModel:
+        return UNet2DConditionModel.from_config(self.sd.unet_config())
+
+    def prompt_embeds(self, prompt: str) -> Tensor:
+        return torch.empty(1, self.sd.prompt_tokens(), int(self.sd.unet_config()["cross_attention_dim"]))
+
+    def clip_backbone(self) -> ClipBackbone:
+        return ClipBackbone(build_visual(self.clip_config())).eval()
+
+    def egre(self) -> Egre:
+        return Egre(self.egre_config())
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Return what building ``plan`` needs. Disk is exact but for the graphs; memory leaves some room.
+
+    The disk peak is the new bundle beside whatever bundle it replaces.
+    """
+    sources = plan.sources
+    weightless = _Weightless(**{name: getattr(sources, name) for name in ModelSources.__dataclass_fields__})
+    weights, graphs, loaded = {}, 0, 0
+    with torch.device("meta"):
+        for component in COMPONENTS:
+            module = component.build(weightless, plan.geometry)
+            prepare(module)
+            weights[component.name] = sum(_BYTES[precision] for precision in plan.precisions) * _elements(module)
+            graphs += len(plan.keys[component.name]) * _GRAPH_BYTES_PER_WEIGHT * len(module.state_dict())
+        networks = (weightless.vae(), weightless.unet(), weightless.clip_backbone(), weightless.egre())
+        loaded = _FLOAT * sum(_elements(network) for network in networks)
+        largest = _FLOAT * max(_elements(network) for network in networks)
+    # Activations grow with the pixels and with the images that are run at once.
+    size, images = plan.geometry.image_size / _MEASURED_SIZE, max(plan.options.batches) / _MEASURED_IMAGES
+    activations = max(1.0, size**2 * images)
+    memory = max(_EXPORT_BASE + _EXPORT_FACTOR * largest, _PARITY_BASE * activations + _PARITY_FACTOR * loaded)
+    noise = _FLOAT * (1 + plan.options.ensemble) * plan.geometry.latent[0] * plan.geometry.latent[1] ** 2
+    return Estimate(weights, sum(weights.values()) + graphs + noise, int(memory))
+
+
+def _elements(module: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in module.state_dict().values())

@@ -65,7 +65,7 @@ def check_half(model: ir.Model, name: str) -> None:
         if node.op_type in _IN_SINGLE and produced != SINGLE:
             _refuse(name, node, "must be computed in float32")
         # The pooling of LaRE and the arithmetic around the networks have no layer of their own.
-        if node.op_type in _IN_HALF and produced != HALF and not _around_networks(node):
+        if node.op_type in _IN_HALF and produced != HALF and not (node.name or "").startswith(("graph/", "pool/")):
             _refuse(name, node, "must be computed in half precision")
         if len(types) > 1 and node.op_type not in ("Cast", "Resize"):
             _refuse(name, node, "mixes element types, which a strongly typed network refuses")
@@ -75,10 +75,6 @@ def check_half(model: ir.Model, name: str) -> None:
                 f"{name} in half precision has {value.name} as {value.dtype}",
                 remedy="build with --no-half and report it",
             )
-
-
-def _around_networks(node: ir.Node) -> bool:
-    return (node.name or "").startswith(("graph/", "pool/"))
 
 
 def _refuse(name: str, node: ir.Node, why: str) -> None:

@@ -70,7 +70,7 @@ def measure(
         and end_to_end["passed"]
         and end_to_end["logit_gap"]["passed"]
         and all(batches.values()),
-        "images": [_pixels_sha256(picture) for picture in pictures],
+        "images": [hashlib.sha256(p.image.tobytes() + p.crop.tobytes()).hexdigest() for p in pictures],
         "reference": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "open_clip_torch")},
         "engine": {"name": info.name, "version": info.version, "device": info.device, "precision": info.precision},
         "components": components,
@@ -237,7 +237,3 @@ def _same_bits(
     finally:
         opened.close()
     return True
-
-
-def _pixels_sha256(picture: Pixels) -> str:
-    return hashlib.sha256(picture.image.tobytes() + picture.crop.tobytes()).hexdigest()

@@ -170,11 +170,7 @@ def _json(bundle: Bundle, options: BenchOptions, rows: Sequence[Row], mode: Mode
     document = {
         "schema": "lare2-rt/bench/1",
         "lare2_rt": __version__,
-        "bundle": {
-            "name": bundle.manifest.model.name,
-            "id": bundle.manifest.id,
-            "path": str(bundle.path.absolute()),
-        },
+        "bundle": {"name": bundle.manifest.model.name, "id": bundle.manifest.id, "path": str(bundle.path.absolute())},
         "machine": {**cpu_facts(), "processors": processors(), "available_memory": available_memory()},
         "settings": {
             "threads": options.threads,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..bundle.opening import Bundle
     from ..detector import Detector
-    from ..tools.evaluation.calibrate import CalibrationReport, Quality, Rate
+    from ..tools.evaluation.calibrate import CalibrationReport, Rate
     from ..tools.evaluation.items import Selection
     from ..tools.evaluation.store import Scored
 
@@ -31,16 +31,14 @@ class Options:
     data: Labelled
     out: Annotated[str, typer.Option(help="Folder of the new bundle.")]
     bundle: Annotated[
-        str | None,
-        typer.Option(help="Bundle to calibrate, left as it is. Default: the one that 'infer' would use."),
+        str | None, typer.Option(help="Bundle to calibrate, left as it is. Default: the one that 'infer' would use.")
     ] = None
     fpr: Annotated[
         float,
         typer.Option(help="Share of real images that may be called generated, and of generated ones called real."),
     ] = 0.01
     split: Annotated[
-        str | None,
-        typer.Option(help="train, val, test or all. Default: val; all images where the set has no splits."),
+        str | None, typer.Option(help="train, val, test or all. Default: val; all images where the set has no splits.")
     ] = None
     scores: Annotated[
         str | None, typer.Option(help="Folder of scores, so that a stopped run goes on. Default: OUT.scores.")
@@ -124,8 +122,7 @@ def _refuse_unfit(bundle: Bundle) -> None:
 def _score(detector: Detector, selection: Selection, folder: Path) -> Scored | int:
     """Return the scores, or the exit code of a run that was stopped."""
     from ..host.atomic import reason
-    from ..tools.evaluation.scorer import scorer_of
-    from ..tools.evaluation.store import ScoreStore, score
+    from ..tools.evaluation.store import ScoreStore, score, scorer_of
 
     say(f"{len(selection.items)} images of split {selection.split}, scores in {folder}")
     try:
@@ -160,11 +157,7 @@ def _as_dict(report: CalibrationReport, bundle: Bundle, selection: Selection) ->
     return {
         **report.as_dict(),
         "bundle": {"name": bundle.manifest.model.name, "id": bundle.manifest.id},
-        "data": {
-            "index_sha256": selection.digest,
-            "split": selection.split,
-            "generators": selection.generators,
-        },
+        "data": {"index_sha256": selection.digest, "split": selection.split, "generators": selection.generators},
     }
 
 
@@ -174,16 +167,12 @@ def _table(report: CalibrationReport) -> Table:
     columns = ("before", "before, threshold 0.5", "after, on images not fitted on")
     qualities = (report.before, report.before_at_half, report.after)
     rows = (
-        ("ECE (15 bins)", *map(_ece, qualities)),
+        ("ECE (15 bins)", *(quality.ece.text("  {:.4f}..{:.4f}") for quality in qualities)),
         ("real called generated", *(_rate(quality.false_positives) for quality in qualities)),
         ("generated called real", *(_rate(quality.misses) for quality in qualities)),
         ("unsure", *(_rate(quality.unsure) for quality in qualities)),
     )
     return listing(("", *columns), rows, right=columns)
-
-
-def _ece(quality: Quality) -> str:
-    return f"{quality.ece.value:.4f}  {quality.ece.low:.4f}..{quality.ece.high:.4f}"
 
 
 def _rate(rate: Rate) -> str:

@@ -11,7 +11,7 @@ import typer
 from .options import EngineChoice, Labelled, Threshold, Verify, located, say_notes
 
 if TYPE_CHECKING:
-    from ..tools.evaluation.scorer import Scorer
+    from ..tools.evaluation.store import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,11 @@ class Options:
         typer.Option(help="Bundle folder; repeat for a matrix. Default: the one that 'infer' would use."),
     ] = None
     split: Annotated[
-        str | None,
-        typer.Option(help="train, val, test or all. Default: test; all images where the set has no splits."),
+        str | None, typer.Option(help="train, val, test or all. Default: test; all images where the set has no splits.")
     ] = None
     out: Annotated[str, typer.Option(help="Folder of the report, the figures and the scores.")] = "evaluation"
     corrupt: Annotated[
-        str | None,
-        typer.Option(help="Score corrupted images as well: all, or a list such as jpeg,blur2,half,noise."),
+        str | None, typer.Option(help="Score corrupted images as well: all, or a list such as jpeg,blur2,half,noise.")
     ] = None
     threshold: Threshold = None
     engine: EngineChoice
@@ -61,7 +59,7 @@ def run(options: Options) -> int:
 
 
 def _scorer(name: str | None, options: Options) -> Scorer:
-    from ..tools.evaluation.scorer import scorer_of
+    from ..tools.evaluation.store import scorer_of
 
     # A file that crashes or hangs its decoder must not end a run of hours.
     detector = options.engine.detector(located(name), threshold=options.threshold, verify=options.verify, isolate=True)

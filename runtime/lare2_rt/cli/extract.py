@@ -31,8 +31,7 @@ class Options:
         typer.Option("--embeddings/--no-embeddings", help="Keep CLIP embeddings too. Default: as the folder has it."),
     ] = None
     shard: Annotated[
-        int | None,
-        typer.Option(min=1, max=1 << 20, help="Rows of a shard. Default: as the folder has it, else 1024."),
+        int | None, typer.Option(min=1, max=1 << 20, help="Rows of a shard. Default: as the folder has it, else 1024.")
     ] = None
     root: Root = None
     bundle: BundleFolder = None

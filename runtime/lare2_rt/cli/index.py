@@ -56,7 +56,7 @@ def run(options: Options) -> int:
     Exit code: 0 all fine, 1 some images cannot be used, 2 nothing could be indexed, 130 interrupted.
     """
     from ..host.atomic import check_target
-    from ..results.arrow import arrow
+    from ..results.parquet import arrow
     from ..tools.datasets.build import build_index
     from ..tools.datasets.split import TEST, VAL, SplitOptions, arrange_splits, find_overlaps
     from ..tools.datasets.table import write_index

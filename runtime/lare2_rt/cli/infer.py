@@ -202,7 +202,7 @@ def _standard_input(what: str) -> IO[bytes]:
 def _target(options: Options, sources: list[Source]) -> Target:
     """Return where the results go; raises UsageError or OutputError where they cannot go there."""
     from ..host.atomic import check_target
-    from ..results.arrow import arrow
+    from ..results.parquet import arrow
     from ..results.writers import format_for
     from .infer_targets import check_resumable, complete_file, resumable_file, standard_output
 

@@ -201,8 +201,7 @@ def import_runtime() -> Foreign:
         import cuda.bindings.runtime
     except ImportError as error:
         raise EngineError(
-            f"cuda-bindings cannot be imported ({first_line(error)})",
-            remedy="pip install 'cuda-bindings>=13.0.3,<14'",
+            f"cuda-bindings cannot be imported ({first_line(error)})", remedy="pip install 'cuda-bindings>=13.0.3,<14'"
         ) from error
     return cuda.bindings.runtime
 

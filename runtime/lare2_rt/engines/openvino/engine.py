@@ -18,8 +18,7 @@ from ...host.machine import cpu_facts
 from ..cache.build import run_script
 from ..cache.entry import Entry
 from ..contract import Foreign
-from .drop_mapped_pages import let_go
-from .library import SETTINGS, OpenVinoBased, import_openvino, settings_for, what_is_wrong
+from .library import SETTINGS, OpenVinoBased, import_openvino, let_go, settings_for, what_is_wrong
 
 _MODEL = "model.blob"
 # Leaves the weights out of the compiled model.

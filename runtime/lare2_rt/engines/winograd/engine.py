@@ -17,8 +17,7 @@ from ...bundle.opening import Bundle
 from ..cache.build import onnx_files, run_script
 from ..cache.entry import Entry
 from ..contract import Foreign
-from ..openvino.drop_mapped_pages import let_go
-from ..openvino.library import SETTINGS, OpenVinoBased, settings_for
+from ..openvino.library import SETTINGS, OpenVinoBased, let_go, settings_for
 
 MODEL, WEIGHTS = "model.onnx", "weights.data"
 # Of what our own code writes for the same graph, settings and versions. Raise it with every change of that: what is in

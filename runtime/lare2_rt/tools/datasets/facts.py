@@ -119,11 +119,7 @@ def _content(path: str) -> tuple[int, str]:
 
 
 def measure_all(
-    paths: Sequence[str],
-    *,
-    threads: int | None = None,
-    cache: Path | None = None,
-    progress: OnProgress | None = None,
+    paths: Sequence[str], *, threads: int | None = None, cache: Path | None = None, progress: OnProgress | None = None
 ) -> list[Facts]:
     """Measure files in processes, of which a bad file ends one at most; facts come in the order of ``paths``.
 

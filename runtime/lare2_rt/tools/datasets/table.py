@@ -15,7 +15,7 @@ from ...errors import UsageError
 from ...host.atomic import check_target, write_bytes
 from ...host.integrity import sha256_of
 from ...host.text import decode_name, encode_name
-from ...results.arrow import arrow, encode_table, read_table
+from ...results.parquet import arrow, encode_table, read_table
 
 SCHEMA = "lare2-rt/index/1"
 REAL, GENERATED = 0, 1

@@ -13,9 +13,8 @@ from ...detection import DecisionRule, Provenance
 from ...errors import UsageError
 from .corruptions import CLEAN, Corruption
 from .items import Selection
-from .scorer import Scorer
 from .scores import Bin, Floats, reliability
-from .store import Failure, Scored, ScoreStore, score
+from .store import Failure, Scored, Scorer, ScoreStore, score
 from .summary import Sample, Summary, probabilities, summarise
 
 OpenScorer = Callable[[], Scorer]

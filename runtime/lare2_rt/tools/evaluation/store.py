@@ -1,18 +1,20 @@
-"""Scores on disk, one line per image, so that a run that was killed goes on where it stopped."""
+"""Scoring one image after the other, and scores on disk, so that a run that was killed goes on where it stopped."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ...detection import Detection
+from ...detection import DecisionRule, Detection, Provenance
+from ...detector import Detector
 from ...errors import ImageError, OutputError
 from ...host.atomic import reason
 from ...host.integrity import sha256_of
@@ -22,7 +24,6 @@ from ...pixels.pool import IsolatedDecoder
 from ...pixels.preprocess import DecodeTask
 from .corruptions import CLEAN, VERSION, Corruption, damage
 from .items import Item
-from .scorer import Scorer, scorer_key
 from .scores import Floats
 
 SCHEMA = "lare2-rt/scores/1"
@@ -210,3 +211,35 @@ def _parsed(line: bytes) -> dict[str, object]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A detector under test: a bundle on an engine, or the PyTorch reference.
+
+    Attributes:
+        provenance: who gives the scores; rule: how a score becomes a verdict; policy: how a file becomes pixels.
+        detect_many: scores images in order; one that fails has ``error`` set. Raises EngineError.
+        close: releases everything.
+    """
+
+    provenance: Provenance
+    rule: DecisionRule
+    policy: Preprocessing
+    detect_many: Callable[[Iterable[ImageSource]], Iterator[Detection]]
+    close: Callable[[], None] = lambda: None
+
+
+def scorer_of(detector: Detector) -> Scorer:
+    """Return a bundle on an engine as a scorer, which closes the detector."""
+    info, policy = detector.info, detector.bundle.manifest.policy
+    return Scorer(info.provenance, info.rule, policy, detector.detect_many, detector.close)
+
+
+def scorer_key(provenance: Provenance) -> str:
+    """sha256 in hex over all that decides a score's bits but the machine: stored scores of another key do not count."""
+    p = provenance
+    facts = [p.bundle_id, p.engine, p.engine_version, p.device, p.precision, p.batch, p.threads, p.build_key]
+    if p.crops != 1:
+        facts.append(p.crops)  # appended only then: scores from before there was a choice stay valid
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,13 +1,10 @@
-"""The two maps of a result as arrays, and their colours over a picture.
-
-The colours are seventeen evenly spaced ones each of ``inferno`` and ``viridis`` of matplotlib (Nathaniel Smith and
-Stéfan van der Walt, 2015, published under CC0), interpolated linearly between: lightness rises evenly, so a map reads
-the same in grey and to colour-blind eyes. Linear pieces stay within 7 of 255 of the originals.
-"""
+"""The maps of a result and the scale that several share: LaRE and attention over space, either on the picture."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,7 +13,6 @@ from PIL import Image
 
 from ...detection import Detection
 from ...errors import UsageError
-from .scale import Scale
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -105,3 +101,89 @@ def _blend(grey: NDArray[np.float32], colour: NDArray[np.float32]) -> UInt8:
     """Half the contrast of the picture is enough to see where things are."""
     soft = 128 + (grey - 128) * 0.8
     return np.round(soft * (1 - OPACITY) + colour * OPACITY).astype(np.uint8)
+
+
+SHARE = 0.01  # of all values below the lower end, and as many above the upper one
+_DECADES = (-9, 9)
+_BINS = 18 * 512  # 0.45 % each
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The two values, 0 <= low < high, that get the end colours; values outside get them as well."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high < math.inf:
+            words = f"a scale needs 0 <= low < high, not {self.low} and {self.high}"
+            raise UsageError(words, remedy="give its ends in this order")
+
+    def fraction(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return where values [...] stand between the ends: 0 at ``low``, 1 at ``high``, unclipped."""
+        return ((values - self.low) / (self.high - self.low)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """The scales of a run: ``lare`` in squared noise error, ``attention`` in multiples of uniform attention."""
+
+    lare: Scale
+    attention: Scale
+
+
+class Spread:
+    """Counts values of a run and gives the scale that covers all but ``SHARE`` of them at either end."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(_BINS + 2, np.int64)  # the outer two: below and above all bins
+
+    def add(self, values: NDArray[np.floating]) -> None:
+        """Count values >= 0 of any shape."""
+        low, high = _DECADES
+        with np.errstate(divide="ignore"):
+            place = (np.log10(values.astype(np.float64)) - low) / (high - low) * _BINS
+        self._counts += np.bincount(np.clip(place + 1, 0, _BINS + 1).astype(np.intp).ravel(), minlength=_BINS + 2)
+
+    def scale(self) -> Scale:
+        """Return the scale, ends rounded outwards to two digits; [0, 1] where nothing was counted.
+
+        Values that hardly differ are no picture of anything: the ends are at least a quarter of their mean apart, so
+        that rounding noise is not drawn as structure.
+        """
+        total = int(self._counts.sum())
+        if not total:
+            return Scale(0.0, 1.0)
+        reached = np.cumsum(self._counts)
+        low = _edge(int(np.searchsorted(reached, SHARE * total, side="right")) - 1)
+        high = _edge(int(np.searchsorted(reached, (1 - SHARE) * total, side="left")))
+        middle = (low + high) / 2
+        if high - low < middle / 4:
+            low, high = middle * 7 / 8, middle * 9 / 8
+        low, high = _rounded(low, up=False), _rounded(high, up=True)
+        return Scale(low, high if high > low else low + 1.0)
+
+
+def run_scales(lare: Iterable[NDArray[np.floating]], attention: Iterable[NDArray[np.floating]]) -> Scales:
+    """Return the scales that suit several maps together."""
+    spreads = (Spread(), Spread())
+    for spread, maps in zip(spreads, (lare, attention), strict=True):
+        for values in maps:
+            spread.add(values)
+    return Scales(spreads[0].scale(), spreads[1].scale())
+
+
+def _edge(index: int) -> float:
+    """Return the value at the edge after bin ``index`` of the counts; 0 before the first."""
+    low, high = _DECADES
+    return 0.0 if index < 1 else float(10 ** (low + (high - low) * min(index, _BINS) / _BINS))
+
+
+def _rounded(value: float, *, up: bool) -> float:
+    if value <= 0:
+        return 0.0
+    digits = 1 - math.floor(math.log10(value))
+    steps = value * 10.0**digits
+    whole = math.ceil(steps - 1e-9) if up else math.floor(steps + 1e-9)
+    return round(whole / 10.0**digits, digits)

@@ -13,9 +13,8 @@ from PIL import Image, ImageDraw
 
 from ...detection import Detection
 from .drawing import COLOURS, FAINT, INK, decimals, draw_band, drawable, fitted, font, wrapped
-from .maps import ATTENTION_COLOURS, LARE_COLOURS, ColourMap, bar, overlay
+from .maps import ATTENTION_COLOURS, LARE_COLOURS, ColourMap, Scale, Scales, bar, overlay, run_scales
 from .record import GAP, TILE, Evidence, cell_size, evidence_of, pack, places, reduced, unpack, without_arrays
-from .scale import Scale, Scales, run_scales
 
 UInt8 = NDArray[np.uint8]
 MARGIN, SPACE = 24, 28

@@ -15,10 +15,9 @@ from ...detection import DecisionRule, Detection, Provenance
 from ...host.atomic import draft_text
 from ...host.text import printable
 from .drawing import decimals, zones
-from .maps import ATTENTION_COLOURS, LARE_COLOURS, bar
+from .maps import ATTENTION_COLOURS, LARE_COLOURS, Scales, bar
 from .panel import MOST, MostLikely, data_address
 from .record import Evidence
-from .scale import Scales
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -22,10 +22,10 @@ from ...detector import Detector
 from ...errors import OutputError, UsageError
 from ...host.atomic import atomic_text, reason, write_bytes
 from .drawing import font
+from .maps import Scales, Spread
 from .panel import draw_panel
 from .record import Evidence, evidence_of, pack, unpack, without_arrays
 from .report import ModelFacts, Report
-from .scale import Scales, Spread
 
 INDEX = "panels.jsonl"
 _LONGEST = 60  # with the hash and the ending far below the 143 bytes that the strictest file systems allow

@@ -22,7 +22,7 @@ from ...host.integrity import Progress, sha256_of
 from ...host.machine import thread_count
 from ...host.text import printable
 from ...pixels.ahead import Cancellation, Decoded, Decoder, batches
-from ...results.arrow import arrow
+from ...results.parquet import arrow
 from .layout import EngineBuild, FeatureSet, Row, failed_row, read_features
 from .sources import Content, Sources, contents_of
 from .writer import FeatureWriter, Finished, open_writer

@@ -16,7 +16,7 @@ from ...bundle.manifest import Count, Precision, Sha256
 from ...errors import UsageError
 from ...host.atomic import reason, write_bytes
 from ...host.text import decode_name, encode_name
-from ...results.arrow import arrow, encode_table, read_table
+from ...results.parquet import arrow, encode_table, read_table
 
 SCHEMA: Literal["lare2-rt/features/1"] = "lare2-rt/features/1"
 ROWS_SCHEMA = "lare2-rt/feature-rows/1"

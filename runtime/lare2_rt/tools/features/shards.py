@@ -1,13 +1,15 @@
-"""One shard file: a ``.npy`` array that grows row by row under another name until it is complete."""
+"""Shard files and the journal of a feature folder: arrays that grow row by row until they are complete."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +17,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from ...errors import UsageError
 from ...host.atomic import fsync_folder
+from ...host.text import decode_name, encode_name
+from .layout import Row
 
 Float32 = NDArray[np.float32]
 _ITEM = 4  # bytes of a float32
@@ -108,3 +113,81 @@ class Draft:
             if new:
                 fsync_folder(self.path.parent)
         return self._stream
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A finished row, the checksum of its arrays, and where its line ends in the journal."""
+
+    row: Row
+    checksum: int
+    end: int
+
+
+def read_journal(path: Path) -> list[Entry]:
+    """Return the entries up to the first line that is not whole: a kill may cut the last one."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    entries: list[Entry] = []
+    begin = 0
+    while (end := content.find(b"\n", begin)) >= 0:
+        try:
+            fields = json.loads(content[begin:end])
+            logits = (float(fields["logits"][0]), float(fields["logits"][1]))
+            row = Row(
+                str(fields["sha256"]),
+                decode_name(str(fields["path"])),
+                int(fields["shard"]),
+                int(fields["row"]),
+                logits,
+                float(fields["probability"]),
+            )
+            entries.append(Entry(row, int(fields["checksum"]), end + 1))
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError, UsageError):
+            break
+        begin = end + 1
+    return entries
+
+
+class Journal:
+    """The open journal; what is added is durable when ``add`` returns."""
+
+    def __init__(self, path: Path, *, keep: int) -> None:
+        """Open the journal and cut it to its first ``keep`` bytes; raises OSError."""
+        self._path = path
+        self._stream: IO[bytes] | None = path.open("r+b" if path.exists() else "w+b")
+        self._stream.truncate(keep)
+        self._stream.seek(keep)
+
+    def add(self, rows: Sequence[tuple[Row, int]]) -> None:
+        """Append rows with their checksums; raises OSError."""
+        if self._stream is None:
+            raise ValueError("the journal is closed")
+        lines = [
+            json.dumps(
+                {
+                    "sha256": row.sha256,
+                    "path": encode_name(row.path),
+                    "shard": row.shard,
+                    "row": row.row,
+                    "logits": row.logits,
+                    "probability": row.probability,
+                    "checksum": value,
+                }
+            )
+            for row, value in rows
+        ]
+        self._stream.write("".join(f"{line}\n" for line in lines).encode())
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self, *, remove: bool = False) -> None:
+        """Close it; ``remove`` when all that it tells is in ``rows.parquet``."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            self._stream = None
+        if remove:
+            self._path.unlink(missing_ok=True)

@@ -18,7 +18,6 @@ import numpy as np
 from ...errors import EngineError, OutputError, UsageError
 from ...host.atomic import fsync_folder, reason
 from ...host.locks import FileLock, try_acquire
-from .journal import Entry, Journal, read_journal
 from .layout import (
     AGAIN,
     FEATURES,
@@ -34,7 +33,7 @@ from .layout import (
     write_features,
     write_rows,
 )
-from .shards import Draft, Float32, checksum, npy_size
+from .shards import Draft, Entry, Float32, Journal, checksum, npy_size, read_journal
 
 _LEFTOVER = re.compile(rf"\.({re.escape(FEATURES)}|{re.escape(ROWS)})\.[0-9a-f]{{8}}\.tmp")
 
