@@ -32,7 +32,7 @@ def missing() -> str | None:
     if found.returncode == 0:
         return None
     last = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
-    return f"no browser: pip install 'lare2-rt[browser]', or name a Python that has it in LARE2_BROWSER_PYTHON ({last})"
+    return f"no browser: pip install '.[browser]', or name a Python that has it in LARE2_BROWSER_PYTHON ({last})"
 
 
 def browse(page: Path, steps, *, width: int = 1280, height: int = 900, dark: bool = False) -> dict:
