@@ -294,7 +294,7 @@ def test_polygraphy_without_tensorrt_cannot_run(bundle, monkeypatch):
     assert opinion["status"] == "not usable"
     assert opinion["reason"].startswith("TensorRT cannot be imported (")
     assert opinion["reason"].endswith(f"; {entry_of('tensorrt').install}")
-    assert not gpu_report._failed(opinion)
+    assert opinion["status"] not in ("failed", "measured")
 
 
 def test_torch_rows_compute_what_the_engines_do(tiny, pictures, expected, monkeypatch, bundle):

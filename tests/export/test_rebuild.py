@@ -80,7 +80,7 @@ def seeded_points(seed, marks):
 
 def id_of_first_batch(manifest, decision):
     """Return the id that a bundle has with this decision and without its graphs for other batches than 1: weights are
-    shared by all, and the embedded bundle was calibrated after it was built.
+    shared by all.
     """
     components = {name: several[:1] for name, several in manifest.components.items()}
     assert {variant.batch for (variant,) in components.values()} == {1}
@@ -89,22 +89,16 @@ def id_of_first_batch(manifest, decision):
     return manifest.model_copy(update={"components": components, "files": files, "decision": decision}).compute_id()
 
 
-def test_killed_three_times(tmp_path, embedded):
+def test_killed_three_times(tmp_path, built_mini):
     """At three points on the way, after the first component at the latest; later runs reuse what is finished.
 
-    The embedded bundle is the unbroken build, as long as the component keys say that it came from the same weights,
-    options, code and packages; else one is made.
+    The unbroken build is one of this machine: constants that are folded in torch are rounded as its processor does.
     """
     points = [(3, SEEDED.uniform(0, 2)), (6, SEEDED.uniform(0, 2)), (5, SEEDED.uniform(0, 2))]
     lines = killed_and_built(tmp_path, points, "--batch", "1", kills=3)
     assert "already exported by an earlier run" in lines
-    rebuilt = open_bundle(tmp_path / "engines", verify=True).manifest
-    unbroken = open_bundle(embedded).manifest
-    if keys(unbroken) != keys(rebuilt):
-        process = build(tmp_path / "unbroken", "--batch", "1")
-        _, lines = process.communicate()
-        assert process.returncode == 0, lines
-        unbroken = open_bundle(tmp_path / "unbroken").manifest
+    rebuilt, unbroken = (open_bundle(path, verify=True).manifest for path in (tmp_path / "engines", built_mini))
+    assert keys(rebuilt) == keys(unbroken)
     assert rebuilt.decision == Decision(calibration="uncalibrated", demonstration=True)
     assert rebuilt.id == id_of_first_batch(unbroken, rebuilt.decision)
 
