@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.util
-import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -65,11 +64,6 @@ def now() -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
-
-
-def digest_of(content: object) -> str:
-    """Return sha256 in hex over the canonical JSON of plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def code_digest(*names: str) -> str:

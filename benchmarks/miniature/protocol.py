@@ -5,10 +5,10 @@ Changed values make other cache keys, so a stage is never reused for another pro
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from lare2_rt.host.integrity import digest_of
 
 SPLITS = ("diffusion", "train", "validation", "test")
 GENERATORS = ("sdedit30", "sdedit50", "sdedit70", "noise")
@@ -96,4 +96,4 @@ def key_of(protocol: Protocol, splits: dict[str, str]) -> str:
         name: value for name, value in globals().items() if name.isupper() and name not in ("FULL", "QUICK")
     }
     facts = {"protocol": protocol.facts(), "constants": constants, "splits": sorted(splits.items())}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    return digest_of(facts)[:12]

@@ -9,7 +9,6 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; w
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -28,6 +27,7 @@ from benchmarks.render.throughput import THROUGHPUT, row_list
 from benchmarks.throughput.rows import ROWS
 from lare2_rt.errors import UsageError
 from lare2_rt.host.atomic import write_bytes
+from lare2_rt.host.integrity import digest_of
 
 MODEL = "synthetic-sd15"
 PLOT = "docs/throughput.svg"
@@ -104,7 +104,7 @@ def changes(root: Path) -> dict[Path, bytes]:
         wanted[schema] = schema_text().encode()
     plot = root / PLOT
     report = reports["throughput"]
-    digest = digest_of(report) if report is not None else ""
+    digest = _plot_digest(report) if report is not None else ""
     if report is not None and not (plot.exists() and digest.encode() in plot.read_bytes()):
         try:
             wanted[plot] = svg(report, digest)
@@ -163,10 +163,10 @@ def of_known_rows(report: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def digest_of(report: dict[str, Any]) -> str:
+def _plot_digest(report: dict[str, Any]) -> str:
     """Return sha256 over what the plot shows: a plot is compared by this, since its bytes depend on matplotlib's."""
     shown = [(row["name"], row.get("speedup"), row.get("fidelity")) for row in report["rows"]]
-    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+    return digest_of(shown)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.facts import code_digest, digest_of, packages
+from benchmarks.common.facts import code_digest, packages
 from benchmarks.common.kept import keep, kept
 from benchmarks.common.resident import FailedError, RefusedError
 from benchmarks.throughput.rows import Build, here
 from benchmarks.throughput.setup import Setup
-from lare2_rt.host.integrity import sha256_of
+from lare2_rt.host.integrity import digest_of, sha256_of
 
 Report = Callable[[str], None]
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.common.facts import code_digest, digest_of, machine_facts, now, packages
+from benchmarks.common.facts import code_digest, machine_facts, now, packages
 from benchmarks.common.kept import keep, kept, kept_images
 from benchmarks.common.resident import FailedError, RefusedError, plain
 from benchmarks.throughput.builds import Builder
@@ -16,7 +16,7 @@ from benchmarks.throughput.measure import Conditions, Reference, Report, measure
 from benchmarks.throughput.options import Options
 from benchmarks.throughput.rows import BUILDS, OURS, REFERENCE, ROWS, Build, Row, here
 from benchmarks.throughput.setup import TRUTH, Setup
-from lare2_rt.host.integrity import sha256_of
+from lare2_rt.host.integrity import digest_of, sha256_of
 
 SCHEMA = "lare2-rt/throughput/1"
 # Modules of the benchmark that decide a figure; the others only arrange and write.

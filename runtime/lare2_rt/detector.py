@@ -107,7 +107,7 @@ class Detector:
                 number that the bundle was calibrated with, which is 1, the official centre window, unless it says
                 otherwise.
             keep_views: let results carry what the branches saw (``Detection.view``, 0.6 MB each with one window), from
-                which ``lare2_rt.evidence`` draws.
+                which ``render_panel`` draws.
 
         Raises:
             BundleError, EngineError, UsageError: with the remedy in the text.

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.conftest import ROOT
+
 FILES, LINES = 45, 5000
 FOREIGN = ("typer", "rich", "jinja2", "pyarrow", "torch", "pandas", "openvino", "onnx", "tensorrt")
 # Prints the modules that a fresh process has imported after the code in the first argument.
@@ -69,3 +71,10 @@ def test_the_package_itself_costs_nothing(tmp_path):
     loaded = {name.split(".")[0] for name in imported("import lare2_rt", tmp_path)}
     assert "lare2_rt" in loaded
     assert loaded.isdisjoint({"numpy", "PIL", "pydantic", *FOREIGN})
+
+
+def test_no_production_file_has_more_than_300_lines():
+    rooms = ("runtime/lare2_rt", "export", "lare2_ref", "benchmarks")
+    lengths = {path: path.read_text().count("\n") for room in rooms for path in (ROOT / room).rglob("*.py")}
+    assert len(lengths) > 200
+    assert {path.name: lines for path, lines in lengths.items() if lines > 300} == {}

@@ -6,9 +6,7 @@ A component key hashes everything that decides an exported graph.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
-import json
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +18,7 @@ from lare2_ref.egre import Egre
 from lare2_ref.lare import PREDICTION_TYPES
 from lare2_ref.sources import ModelSources, SourceRecord
 from lare2_rt.bundle.manifest import Precision
+from lare2_rt.host.integrity import digest_of
 
 from ..components import COMPONENTS, Component, Geometry
 from ..graph.onnx_export import FLAVOURS
@@ -146,7 +145,7 @@ def component_key(
         "versions": exporter_versions(),
         "revision": EXPORT_REVISION,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of(content)
 
 
 _FLOAT = 4  # bytes
