@@ -15,7 +15,7 @@ from ..pixels.procedural import procedural_pictures
 from . import registry
 from .contract import Engine, EngineOptions, OpenEngine
 from .measurements import Record, Records, Speed
-from .self_check import check_engine, pixels_of, reference_key
+from .self_check import check_engine, reference_key
 
 _SHORT_ROUNDS = 20
 
@@ -226,7 +226,7 @@ def _check_once(engine: Engine, running: OpenEngine, bundle: Bundle, options: En
 
 def _short_benchmark(running: OpenEngine, bundle: Bundle) -> Speed:
     """Time an engine that is warm on one picture; milliseconds per image."""
-    pixels = pixels_of(procedural_pictures()[-1], bundle)
+    pixels = bundle.manifest.preprocess(procedural_pictures()[-1])
     image, crop = (np.stack([part] * running.info.batch) for part in (pixels.image, pixels.crop))
     times = []
     for _ in range(_SHORT_ROUNDS):

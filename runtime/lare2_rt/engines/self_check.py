@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from ..bundle.opening import Bundle
 from ..errors import BundleError
-from ..pixels.preprocess import Pixels, preprocess
 from ..pixels.procedural import procedural_pictures
-from .contract import OpenEngine, UInt8
+from .contract import OpenEngine
 from .difference import difference
 
 # How far an engine with kernels of its own may be from the reference. On the embedded model the worst float32 engine so
@@ -81,7 +80,7 @@ def check_engine(engine: OpenEngine, bundle: Bundle) -> SelfCheck:
         EngineError: the engine failed.
         BundleError: the bundle has no answers, or those of other pictures.
     """
-    pictures = [pixels_of(picture, bundle) for picture in procedural_pictures()]
+    pictures = [bundle.manifest.preprocess(picture) for picture in procedural_pictures()]
     shape = bundle.manifest.method.latent_shape
     expected = bundle.selfcheck
     if expected is None or len(expected) != len(pictures):
@@ -103,12 +102,6 @@ def check_engine(engine: OpenEngine, bundle: Bundle) -> SelfCheck:
         found += [(output.logits[row], output.lare[row]) for row in range(min(batch, len(pictures) - start))]
     limits = HALF_TOLERANCES if engine.info.precision == "fp16" else TOLERANCES
     return _compare(bundle, found, expected, shape=shape, milliseconds=statistics.median(times), limits=limits)
-
-
-def pixels_of(picture: UInt8, bundle: Bundle) -> Pixels:
-    """Return what a bundle's engines take of a picture uint8 [h,w,3]."""
-    method, policy = bundle.manifest.method, bundle.manifest.policy
-    return preprocess(picture, policy, image_size=method.image_size, crop_size=method.crop_size)
 
 
 def _compare(
