@@ -19,6 +19,7 @@ from lare2_rt.detection import DecisionRule, Detection, failed
 from lare2_rt.errors import ImageError
 from lare2_rt.host.command_line import entry_point, one_command
 from lare2_rt.pixels.decode import ImageSource, source_name
+from lare2_rt.tools.evaluation.options import Labelled, ReportOptions, Split
 from lare2_rt.tools.evaluation.store import Scorer
 
 from . import quieten_libraries
@@ -67,26 +68,15 @@ def open_reference(bundle: Bundle, sources: ModelSources, *, device: str = "cpu"
 class Options:
     """The options of the command; None means default."""
 
-    data: Annotated[
-        str, typer.Argument(metavar="INDEX", help="Index from 'lare2-rt index', or a labelled folder or list.")
-    ]
+    data: Labelled
     bundle: Annotated[
         str | None,
         typer.Option(help="Bundle whose method and noise to use. Default: the one 'lare2-rt infer' would use."),
     ] = None
     weights: DetectorChoice
-    split: Annotated[
-        str | None, typer.Option(help="train, val, test or all. Default: test; all images where the set has no splits.")
-    ] = None
-    out: Annotated[str, typer.Option(help="Folder of the report, the figures and the scores.")] = "evaluation"
-    corrupt: Annotated[
-        str | None, typer.Option(help="Score corrupted images as well: all, or a list such as jpeg,blur2,half,noise.")
-    ] = None
+    split: Split = None
+    report: ReportOptions
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu"
-    resamples: Annotated[
-        int, typer.Option(min=0, max=100_000, help="Bootstrap resamples behind each interval; 0 for none.")
-    ] = 1000
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0
 
 
 def run(options: Options) -> int:
@@ -94,14 +84,13 @@ def run(options: Options) -> int:
     from lare2_rt.tools.datasets.build import open_data
     from lare2_rt.tools.evaluation.command import evaluate_and_report
     from lare2_rt.tools.evaluation.items import select
-    from lare2_rt.tools.evaluation.run import ReportOptions
 
     quieten_libraries()
     opened = open_bundle(locate_bundle(options.bundle).path)
     sources = options.weights.sources(options.weights.head)
     selection = select(open_data(options.data), options.split)
-    report = ReportOptions(options.out, options.corrupt, options.resamples, options.seed)
-    return evaluate_and_report([lambda: open_reference(opened, sources, device=options.device)], selection, report)
+    scorers = [lambda: open_reference(opened, sources, device=options.device)]
+    return evaluate_and_report(scorers, selection, options.report)
 
 
 app = one_command("evaluate", Options, run)

@@ -62,11 +62,13 @@ def spread(items):
     return [*tiny, *rest[:middle], *mini, *rest[middle:]]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
     """No test reads or writes the user's cache, or sees a bundle that the user chose."""
-    monkeypatch.setenv("LARE2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.delenv("LARE2_BUNDLE", raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LARE2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.delenv("LARE2_BUNDLE", raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +119,14 @@ def bundle_copy(embedded, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory, worker_id):
-    """Make something expensive in a folder that all workers of the run share, the first time that one asks for it."""
+    """Make something expensive in a folder that all workers of the run share, the first time that one asks for it.
+
+    Runs that have the same folder in LARE2_TEST_BUILDS share it too.
+    """
     folder = tmp_path_factory.getbasetemp()
     if worker_id != "master":
         folder = folder.parent
+    folder = Path(os.environ.get("LARE2_TEST_BUILDS", folder))
 
     def once(name: str, make) -> Path:
         place = folder / name

@@ -35,7 +35,7 @@ def profile(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
     identity = begin["identity"]
     prepared = Builder(setup, BUILDS, identity=identity, report=report).get("reference").result
     ensemble = begin["method"]["ensemble"]
-    parts = _parts(json.dumps(prepared["layout"]), ensemble)
+    parts = profile_builds(json.dumps(prepared["layout"]), ensemble)
     builder = Builder(setup, BUILDS | parts, identity=identity, report=report, fresh=options.fresh)
     measured = {
         **{name: builder.get(f"profile-{name}").result for name in ("eager", "onnxruntime")},
@@ -76,9 +76,10 @@ def _point(engine: str, ensemble: int, batch: int) -> str:
     return f"size-{engine}-e{ensemble}-b{batch}"
 
 
-def _parts(layouts: str, ensemble: int) -> dict[str, Build]:
+def profile_builds(layouts: str, ensemble: int) -> dict[str, Build]:
+    """Return the parts of a profile; ``layouts`` is JSON, as the reference build returned it."""
     torch_code = (here("eager"), "lare2_ref")
-    graph_code = (here("graphs"), here("blocks"), "lare2_rt")
+    graph_code = (here("graphs"), here("layers"), "lare2_rt")
     parts = {
         "profile-peak": Build(here("probe:best_product"), ()),
         "profile-eager": Build(here("profile_eager:profile_eager"), torch_code, (layouts, REPEATS)),

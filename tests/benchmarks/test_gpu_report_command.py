@@ -69,6 +69,7 @@ class TestCommand:
         )
         return argparse.Namespace(**{**vars(given), **changes})
 
+    @pytest.mark.slow
     def test_without_a_gpu(self, bundle, tmp_path):  # noqa: F811
         """As users start it: CPU rows, Polygraphy, a sentence, exit code 2, and both files."""
         command = [sys.executable, "-m", "benchmarks.gpu_report", "--bundle", bundle.path, "--out", tmp_path / "r"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from benchmarks.common.facts import code_digest
 from benchmarks.common.resident import FailedError, RefusedError, Resident
@@ -17,6 +18,7 @@ from benchmarks.throughput import __main__ as throughput, session as throughput_
 from benchmarks.throughput.builds import Builder
 from benchmarks.throughput.layers import block_of, blocks_of_nodes, in_order
 from benchmarks.throughput.options import Options, parse
+from benchmarks.throughput.profiling import profile_builds
 from benchmarks.throughput.rows import BUILDS, ENGINES, REFERENCE, ROWS, Build, Footprint, Row
 from benchmarks.throughput.setup import Setup
 from benchmarks.throughput.turns import Schedule
@@ -50,14 +52,15 @@ class TestRows:
             assert row.title
             assert row.stands_for
             assert set(row.needs) <= set(BUILDS)
-        for function in [row.opener for row in ROWS] + [build.function for build in BUILDS.values()]:
+        builds = [*BUILDS.values(), *profile_builds("{}", ensemble=4).values()]
+        for function in [row.opener for row in ROWS] + [build.function for build in builds]:
             module, name = function.split(":")
             source = (ROOT / module.replace(".", "/")).with_suffix(".py")
             assert f"\ndef {name}(setup: Setup" in source.read_text(), function
-        for code in [row.code for row in ROWS] + [build.code for build in BUILDS.values()]:
+        for code in [row.code for row in ROWS] + [build.code for build in builds]:
             code_digest(*code)
-        for build in BUILDS.values():
-            assert set(build.needs) <= set(BUILDS)
+        for build in builds:
+            assert set(build.needs) <= {*BUILDS, "sizes"}
 
     def test_engines_are_the_registrys(self):
         """Each engine of a CPU has a row through the public runtime, without a line about it in the benchmarks."""
@@ -246,70 +249,74 @@ def test_a_worker_ends_with_its_parent(fake_setup, tmp_path):
     assert not status.exists() or "zombie" in status.read_text()
 
 
-@pytest.mark.slow
-def test_eager_and_onnxruntime_end_to_end(tmp_path):
-    """The real thing on mini: two rows, two rounds, in the command's own process."""
-    out = tmp_path / "report.json"
-    command = [sys.executable, "-m", "benchmarks.throughput", "--rows", "eager,onnxruntime", "--rounds", "2"]
-    command += ["--limit", "2", "--work", tmp_path / "work", "--out", out]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(ROOT), timeout=300)
+def throughput_command(folder, *arguments):
+    """Run the command on mini, in a process of its own; what it builds is kept in ``folder`` for the next."""
+    command = [sys.executable, "-m", "benchmarks.throughput", "--limit", "2", "--work", folder / "work", *arguments]
+    with FileLock(folder / "turn"):  # tests of other workers use the same folder
+        run = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment(ROOT), timeout=1800)
     assert run.returncode == 0, run.stderr
-    report = json.loads(out.read_text())
-    eager, ours = report["rows"]
+    return run
+
+
+@pytest.fixture(scope="session")
+def measured(once):
+    """The folder of a run of all rows: its work, its report and what it printed."""
+
+    def make(folder):
+        run = throughput_command(folder, "--rounds", "1", "--out", folder / "report.json")
+        (folder / "printed").write_text(run.stdout)
+
+    return once("throughput", make)
+
+
+@pytest.mark.slow
+def test_every_row_computes_the_same(measured):
+    """The real thing: whatever is usable here agrees with the reference to rounding, and every figure is there."""
+    report = json.loads((measured / "report.json").read_text())
     assert (report["schema"], report["model"]) == ("lare2-rt/throughput/1", "mini")
-    assert (eager["status"], ours["status"]) == ("measured", "measured")
-    # Rounding, and no more: the same weights, noise and pixels went through both.
-    assert 0 < ours["fidelity"]["lare"]["worst_relative_l2"] < 3e-5
-    for name, limit in (("latent", 3e-5), ("noise_prediction", 3e-5), ("embedding", 3e-5)):
-        assert 0 < ours["fidelity"][name]["worst_relative_l2"] < limit, name
-        assert 0 <= eager["fidelity"][name]["worst_relative_l2"] < limit, name
-    assert ours["fidelity"]["noise_prediction"]["graph_differs_by"] < 1e-6
-    assert ours["builds"] == {}  # what only measures is no cost of the row
-    assert ours["fidelity"]["logit"]["over_standard_deviation"] < 1e-2
-    assert 0 < ours["share_of_peak"] < 1
-    assert sum(report["flop"].values()) > 6e9
-    assert set(report["layout"]) == {"vae", "unet", "clip"}
-    assert len(report["sessions"]) == 1
-    assert set(report["sessions"][0]["probes"]) == {"start", "end"}
-    assert eager["memory"]["sum_peak_bytes"] > eager["memory"]["peak_bytes"] > 2e8
-    lines = run.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["eager", "onnxruntime"]
-    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(ROOT), timeout=60)
-    assert again.returncode == 0
-    assert again.stderr.count("measured by an earlier run with the same configuration") == 2
-    assert json.loads(out.read_text())["rows"] == report["rows"]
-    assert render_throughput.readme_table(report).count("\n| ") == 3
-
-
-@pytest.mark.slow
-def test_every_row_computes_the_same(tmp_path):
-    """All rows on mini: whatever is usable here agrees with the reference to rounding."""
-    out = tmp_path / "report.json"
-    command = [sys.executable, "-m", "benchmarks.throughput", "--rounds", "1", "--limit", "2"]
-    run = subprocess.run([*command, "--work", tmp_path, "--out", out], capture_output=True, text=True, timeout=1800)
-    assert run.returncode == 0, run.stderr
-    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    rows = {row["name"]: row for row in report["rows"]}
     for row in rows.values():
         if row["status"] == "measured":
             assert row["fidelity"]["lare"]["worst_relative_l2"] < 1e-3, row["name"]
             assert row["fidelity"]["logit"]["over_standard_deviation"] < 1e-2, row["name"]
+            assert row["share_of_peak"] > 0
         if row["status"] == "measured" and row["name"] in ("onnxruntime", "openvino", "winograd"):
             for name in ("latent", "noise_prediction", "embedding"):
                 assert 0 < row["fidelity"][name]["worst_relative_l2"] < 3e-4, (row["name"], name)
             assert row["fidelity"]["noise_prediction"]["graph_differs_by"] < 1e-4, row["name"]
-    for name in ("eager-accurate", "eager-official", "torch-compile", "onnxruntime-plain", "onnxruntime-chain"):
+    for name in ("eager", "eager-accurate", "eager-official", "torch-compile", "onnxruntime-plain", "onnxruntime"):
         assert rows[name]["status"] == "measured", rows[name]
     # Fresh noise for every image: what the timed runs compute is not what the fidelity run computes.
     assert rows["eager-official"]["settings"]["noise"].startswith("drawn")
+    # Rounding, and no more: the same weights, noise and pixels went through both.
+    eager, ours = rows["eager"], rows["onnxruntime"]
+    for name, limit in (("latent", 3e-5), ("noise_prediction", 3e-5), ("embedding", 3e-5), ("lare", 3e-5)):
+        assert 0 < ours["fidelity"][name]["worst_relative_l2"] < limit, name
+        assert 0 <= eager["fidelity"][name]["worst_relative_l2"] < limit, name
+    assert ours["fidelity"]["noise_prediction"]["graph_differs_by"] < 1e-6
+    assert ours["builds"] == {}  # what only measures is no cost of the row
+    assert sum(report["flop"].values()) > 6e9
+    assert set(report["layout"]) == {"vae", "unet", "clip"}
+    (session,) = report["sessions"]
+    assert set(session["probes"]) == {"start", "end"}
+    assert eager["memory"]["sum_peak_bytes"] > eager["memory"]["peak_bytes"] > 2e8
+    assert [line.split()[0] for line in (measured / "printed").read_text().splitlines()] == list(rows)
+    assert render_throughput.readme_table(report).count("\n| ") > 3
 
 
 @pytest.mark.slow
-def test_profile_end_to_end(tmp_path):
-    out = tmp_path / "profile.json"
-    command = [sys.executable, "-m", "benchmarks.throughput", "--profile", "--work", tmp_path, "--out", out]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    assert run.returncode == 0, run.stderr
-    report = json.loads(out.read_text())
+def test_measured_rows_are_found_again(measured, tmp_path):
+    first = json.loads((measured / "report.json").read_text())["rows"]
+    again = throughput_command(measured, "--rounds", "1", "--rows", "eager,onnxruntime", "--out", tmp_path / "again")
+    assert again.stderr.count("measured by an earlier run with the same configuration") == 2
+    rows = json.loads((tmp_path / "again").read_text())["rows"]
+    assert rows == [row for row in first if row["name"] in ("eager", "onnxruntime")]
+
+
+@pytest.mark.slow
+def test_profile_end_to_end(measured, tmp_path):
+    throughput_command(measured, "--profile", "--out", tmp_path / "profile.json")
+    report = json.loads((tmp_path / "profile.json").read_text())
     assert [(s["ensemble"], s["batch"]) for s in report["sizes"] if s["engine"] == "eager"] == [
         (1, 1), (2, 1), (4, 1), (4, 2), (4, 4), (8, 1)
     ]  # fmt: skip

@@ -1,16 +1,15 @@
 """What a dry run says, against what a build then takes."""
 
 import re
-import subprocess
 import sys
 
 import pytest
 
 from lare2_export.build.options import BuildOptions
 from lare2_export.build.plan import estimate, make_plan
+from lare2_export.cli import main
 from lare2_ref.sources import default_model_folder, open_model_folder
 from lare2_ref.synthetic import synthetic
-from tests.conftest import ROOT
 
 
 def folder_size(folder):
@@ -44,9 +43,13 @@ def test_full_size_against_the_measured_build():
     assert need.weights["unet_step"] // 4 == 859_520_964 - 19_169_280 - 27_875_520 + 1_921_920
 
 
-def test_dry_run_writes_nothing(tmp_path):
-    command = [sys.executable, ROOT / "export/build_engines.py", "--dry-run", "--batch", "1", "--out", "engines"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+def test_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["build_engines", "--dry-run", "--batch", "1", "--out", "engines"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
     assert list(tmp_path.iterdir()) == []
+    shown = capsys.readouterr().out
     for words in ("unet_step", "batch 1", "peak disk 0.013 GB", "peak memory 2.2 GB"):
-        assert words in run.stdout
+        assert words in shown

@@ -44,24 +44,28 @@ def drawn(folder):
             Image.fromarray(pixels).save(place)
 
 
-@pytest.fixture(scope="module")
-def walked(tmp_path_factory):
+@pytest.fixture(scope="session")
+def walked(once):
     """(folder, what each command said) after every line of the road; outputs of commands by their first words."""
-    folder = tmp_path_factory.mktemp("road")
-    drawn(folder / "photos")
-    (folder / "export").mkdir()
-    shutil.copy(ROOT / "export/build_engines.py", folder / "export/build_engines.py")
-    said = {}
-    for line in road():
-        program, *arguments = shlex.split(line)
-        start = {"python": [sys.executable], "lare2-rt": [sys.executable, "-m", "lare2_rt"]}[program]
-        variables = environment(ROOT, ROOT / "export", ROOT / "runtime")
-        done = subprocess.run(
-            [*start, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
-        said[" ".join(line.split()[:3])] = done
-    return folder, said
+
+    def walk(folder):
+        drawn(folder / "photos")
+        (folder / "export").mkdir()
+        shutil.copy(ROOT / "export/build_engines.py", folder / "export/build_engines.py")
+        said = {}
+        for line in road():
+            program, *arguments = shlex.split(line)
+            start = {"python": [sys.executable], "lare2-rt": [sys.executable, "-m", "lare2_rt"]}[program]
+            variables = environment(ROOT, ROOT / "export", ROOT / "runtime")
+            done = subprocess.run(
+                [*start, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, (line, done.stdout, done.stderr)
+            said[" ".join(line.split()[:3])] = {"out": done.stdout, "err": done.stderr}
+        (folder / "said.json").write_text(json.dumps(said))
+
+    folder = once("road", walk)
+    return folder, json.loads((folder / "said.json").read_text())
 
 
 pytestmark = pytest.mark.slow
@@ -69,7 +73,7 @@ pytestmark = pytest.mark.slow
 
 def test_matched_copies_leak_nothing(walked):
     folder, said = walked
-    out = next(done.stdout for name, done in said.items() if name.startswith("lare2-rt audit"))
+    out = next(done["out"] for name, done in said.items() if name.startswith("lare2-rt audit"))
     before, after = out.split("matched copies:")
     assert "leak: square" in before
     assert "leak:" not in after
@@ -86,7 +90,7 @@ def test_the_head_is_built_for_its_own_lare(walked):
     folder, said = walked
     card, bundle = json.loads((folder / "head/card.json").read_text()), open_bundle(folder / "engines")
     assert card["lare_id"] == bundle.manifest.lare_id
-    build = next(done.stderr for name, done in said.items() if "build_engines" in name)
+    build = next(done["err"] for name, done in said.items() if "build_engines" in name)
     assert "the head was trained on" not in build
     assert "official script" not in build
     assert bundle.manifest.decision.calibration == "uncalibrated"

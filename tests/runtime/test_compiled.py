@@ -23,7 +23,7 @@ from lare2_rt.errors import EngineError, UsageError
 from lare2_rt.host.locks import acquire, try_acquire
 from tests.conftest import ROOT
 from tests.fakes.engine import need_engine
-from tests.helpers.commands import without_privileges
+from tests.helpers.commands import call, without_privileges
 from tests.helpers.processes import environment
 
 NOBODY = 65534
@@ -441,8 +441,8 @@ class TestCommand:
             cache.open(Recipe(engine, "1", "mini [bold]\x1b", {}, 1), content).close()
         return cache
 
-    def test_ls(self, lare2_rt, filled, capsys):
-        run = lare2_rt("cache", "ls")
+    def test_ls(self, filled, capsys):
+        run = call("cache", "ls")
         assert run.returncode == 0
         assert run.stdout.count("mini [bold]\\x1b   0.1 MB") == 2
         assert f"2 compiled, 0.2 MB, in {filled.folder}, which may hold 20 GB" in run.stderr
@@ -452,9 +452,9 @@ class TestCommand:
         assert (entry["engine"], entry["in_use"], document["folder"]) == ("winograd", False, str(filled.folder))
         assert entry["size"] == sum(path.stat().st_size for path in (filled.folder / entry["key"]).iterdir())
 
-    def test_clear(self, lare2_rt, filled, capsys):
+    def test_clear(self, filled, capsys):
         held = filled.open(Recipe("winograd", "1", "", {}, 1), content)
-        run = lare2_rt("cache", "clear", "--engine", "openvino")
+        run = call("cache", "clear", "--engine", "openvino")
         assert (run.returncode, run.stdout) == (0, "")
         assert "removed 1 compiled engines (0.1 MB) and 0 measurements" in run.stderr
         clear(ClearOptions())
@@ -472,8 +472,8 @@ class TestCommand:
         clear(ClearOptions())
         assert not (tmp_path / "nowhere").exists()
 
-    def test_wrong_requests(self, lare2_rt, monkeypatch):
-        run = lare2_rt("cache", "clear", "--engine", "cuda")
+    def test_wrong_requests(self, monkeypatch):
+        run = call("cache", "clear", "--engine", "cuda")
         assert (run.returncode, run.stdout) == (2, "")
         assert "there is no engine 'cuda'" in run.stderr
         monkeypatch.setenv("LARE2_CACHE_LIMIT", "much")

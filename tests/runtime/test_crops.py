@@ -23,6 +23,7 @@ from lare2_rt.pixels.policy import Preprocessing
 from lare2_rt.pixels.preprocess import centre_crop, preprocess
 from lare2_rt.tools.evaluation.store import scorer_key
 from tests.fakes.engine import FakeEngine, use_engines
+from tests.helpers.commands import call
 
 pytestmark = pytest.mark.usefixtures("every_core")
 
@@ -209,14 +210,14 @@ def test_scores_of_other_windows_do_not_count_and_old_ones_do(embedded, monkeypa
     assert scorer_key(one) != scorer_key(dataclasses.replace(one, crops=4))
 
 
-def test_the_command_says_what_does_not_fit(lare2_rt, embedded, tmp_path, rocket):
+def test_the_command_says_what_does_not_fit(embedded, tmp_path, rocket):
     manifest = calibrated(embedded, tmp_path, 4).path
-    run = lare2_rt("infer", rocket, "--bundle", manifest, "--crops", "1", "--format", "json")
+    run = call("infer", rocket, "--bundle", manifest, "--crops", "1", "--format", "json")
     assert run.returncode == 0, run.stderr
     assert "note: this bundle was calibrated with --crops 4" in run.stderr
     (record,) = json.loads(run.stdout)
     assert (record["crops"], record["windows"], record["decision"]["crops"]) == (1, 1, 4)
-    run = lare2_rt("infer", rocket, "--crops", "6")
+    run = call("infer", rocket, "--crops", "6")
     assert run.returncode == 2
     assert "1, 4, 9" in run.stderr
 

@@ -81,7 +81,7 @@ def test_reference_gives_what_the_runtime_gives(detector, photos):
         jsonschema.validate(theirs.as_dict(), SCHEMA)
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_many_equals_one_by_one_and_bad_files_stay_in_place(embedded, photos, tmp_path, batch):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"not an image")

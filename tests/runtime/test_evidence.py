@@ -32,6 +32,7 @@ from lare2_rt.tools.evidence.record import evidence_of, pack, unpack, without_ar
 from lare2_rt.tools.evidence.run import Heatmaps, panel_name
 from tests.conftest import ROOT
 from tests.fakes.engine import FakeEngine, use_engines
+from tests.helpers.commands import call
 
 
 @pytest.fixture
@@ -287,9 +288,10 @@ def test_places_that_cannot_be_used(tmp_path):
     assert not (tmp_path / "new").exists(), "a folder that nothing came into is not left behind"
 
 
-def test_the_command_draws_one_panel_an_image_on_one_scale(lare2_rt, photos, tmp_path):
+def test_the_command_draws_one_panel_an_image_on_one_scale(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    run = lare2_rt("infer", photos[0], "bad.jpg", photos[2], "--heatmap", "panels", "--out", "r.jsonl", "--no-isolate")
+    run = call("infer", photos[0], "bad.jpg", photos[2], "--heatmap", "panels", "--out", "r.jsonl", "--no-isolate")
     assert run.returncode == 1, run.stderr
     assert "panels are in panels" in run.stderr
     head, *lines = map(json.loads, (tmp_path / "panels/panels.jsonl").read_text().splitlines())
@@ -301,7 +303,7 @@ def test_the_command_draws_one_panel_an_image_on_one_scale(lare2_rt, photos, tmp
     assert (scales.lare.low, scales.lare.high) == (low, high)
     with Image.open(tmp_path / "panels" / lines[1]["panel"]) as panel:
         assert panel.tobytes() == render_panel(results[1], scales).tobytes()
-    again = lare2_rt("infer", photos[0], "--heatmap", "panels")
+    again = call("infer", photos[0], "--heatmap", "panels")
     assert again.returncode == 2
     assert "pass --force to add to it" in again.stderr
 

@@ -28,6 +28,7 @@ from lare2_rt.engines.selection import load_engine
 from lare2_rt.errors import EngineError
 from lare2_rt.pixels.preprocess import preprocess
 from tests.fakes.onnxruntime import FakeOnnxRuntime, RuleBroken
+from tests.helpers.commands import call
 
 GPU = Gpu("Imaginary 9000", "8.9", 13000, 13050)
 OPTIONS = EngineOptions(threads=1)
@@ -402,10 +403,10 @@ def test_the_real_library_has_every_name():
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
-def test_command_says_what_is_missing_and_never_falls_back(lare2_rt, photos, tiny, name):
+def test_command_says_what_is_missing_and_never_falls_back(photos, tiny, name):
     if engine_named(name).why_not(open_bundle(tiny[1].path), OPTIONS) is None:
         pytest.skip("there is a GPU")
-    run = lare2_rt("infer", photos[0], "--engine", name, "--format", "json", "--bundle", tiny[1].path)
+    run = call("infer", photos[0], "--engine", name, "--format", "json", "--bundle", tiny[1].path)
     assert run.returncode == 2
     assert run.stdout == ""
     assert len(run.stderr.splitlines()) == 1

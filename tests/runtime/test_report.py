@@ -15,6 +15,7 @@ from lare2_rt.tools.evidence import report as report_module
 from lare2_rt.tools.evidence.panel import MOST, MostLikely
 from lare2_rt.tools.evidence.record import evidence_of
 from lare2_rt.tools.evidence.report import BINS, Histogram, Report
+from tests.helpers.commands import call
 from tests.helpers.report_pages import CALIBRATED, HOSTILE, SCALES, add, facts, filled, page_of, result
 
 VOID = {"meta", "link", "input", "img", "br", "hr", "path", "rect"}
@@ -218,9 +219,10 @@ def test_too_many_rows_are_left_out_with_a_sentence(monkeypatch):
     assert "3 generated, 3 real, 3 unsure, 1 failed" in text
 
 
-def test_the_command_writes_the_page(lare2_rt, rocket, tmp_path):
+def test_the_command_writes_the_page(rocket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "<b>bad.jpg").write_bytes(b"no image")
-    run = lare2_rt("infer", rocket, "<b>bad.jpg", "--report", "r.html", "--out", "r.jsonl", "--no-isolate")
+    run = call("infer", rocket, "<b>bad.jpg", "--report", "r.html", "--out", "r.jsonl", "--no-isolate")
     assert run.returncode == 1, run.stderr
     assert "the report is in r.html" in run.stderr
     parsed = Parsed((tmp_path / "r.html").read_text())
@@ -228,16 +230,17 @@ def test_the_command_writes_the_page(lare2_rt, rocket, tmp_path):
     assert parsed.text("h1") == ["LaRE² report: 2 images"]
     assert any("this model is" in notice.lower() for notice in parsed.text("p"))
     before = (tmp_path / "r.html").read_bytes()
-    again = lare2_rt("infer", rocket, "--report", "r.html")
+    again = call("infer", rocket, "--report", "r.html")
     assert again.returncode == 2
     assert "pass --force to replace it" in again.stderr
     assert (tmp_path / "r.html").read_bytes() == before
-    both = lare2_rt("infer", rocket, "--report", "x.jsonl", "--out", "x.jsonl")
+    both = call("infer", rocket, "--report", "x.jsonl", "--out", "x.jsonl")
     assert both.returncode == 2
     assert "cannot be both --report and --out" in both.stderr
 
 
-def test_a_page_that_cannot_be_written_is_a_sentence(lare2_rt, rocket, tmp_path):
-    run = lare2_rt("infer", rocket, "--report", "no/where.html")
+def test_a_page_that_cannot_be_written_is_a_sentence(rocket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = call("infer", rocket, "--report", "no/where.html")
     assert run.returncode == 2
     assert "the folder no does not exist" in run.stderr

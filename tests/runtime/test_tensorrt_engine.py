@@ -28,6 +28,7 @@ from lare2_rt.pixels.preprocess import preprocess
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.engine import use_engines
 from tests.fakes.tensorrt import FakeTensorRt, plan_of
+from tests.helpers.commands import call
 
 GPU = Gpu("Imaginary 9000", "8.9", 13000, 13050)
 OPTIONS = EngineOptions(threads=1)
@@ -293,13 +294,13 @@ def test_only_batch_one(world, bundle):
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
-def test_command_says_what_is_missing_and_never_falls_back(lare2_rt, photos, tiny, name):
+def test_command_says_what_is_missing_and_never_falls_back(photos, tiny, name):
     """On a machine without a GPU: one sentence, exit code 2, nothing scored."""
     if engine_named(name).why_not(open_bundle(tiny[1].path), OPTIONS) is None:
         pytest.skip("there is a GPU")
     for bundle in (tiny[1].path, None):
         arguments = ["--bundle", bundle] if bundle else []
-        run = lare2_rt("infer", photos[0], "--engine", name, "--format", "json", *arguments)
+        run = call("infer", photos[0], "--engine", name, "--format", "json", *arguments)
         assert run.returncode == 2
         assert run.stdout == ""
         assert len(run.stderr.splitlines()) == 1

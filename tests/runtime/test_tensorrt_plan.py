@@ -254,9 +254,8 @@ class TestRealParser:
             build(target)
 
 
-def test_parse_report(tiny, tmp_path, capsys, monkeypatch):
+def test_parse_report(tiny, tmp_path, capsys):
     """The benchmark that counts layers agrees with the network, and says what it cannot use."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import torch
 
     from benchmarks import tensorrt_parse

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import EngineError, OutputError, UsageError
-from ..host.console import EXIT_FILES, Interrupted, say
-from ..host.progress import stepping
-from .options import EngineChoice, Labelled, located
+from ..errors import UsageError
+from ..host.console import EXIT_FILES, say
+from ..tools.evaluation.options import Labelled
+from .options import EngineChoice, located
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..detector import Detector
     from ..tools.evaluation.calibrate import CalibrationReport, Rate
     from ..tools.evaluation.items import Selection
+    from ..tools.evaluation.run import Progress
     from ..tools.evaluation.store import Scored
 
 
@@ -121,27 +122,16 @@ def _refuse_unfit(bundle: Bundle) -> None:
 
 def _score(detector: Detector, selection: Selection, folder: Path) -> Scored | int:
     """Return the scores, or the exit code of a run that was stopped."""
-    from ..host.atomic import reason
+    from ..tools.evaluation.command import until_stopped
     from ..tools.evaluation.store import ScoreStore, score, scorer_of
 
-    say(f"{len(selection.items)} images of split {selection.split}, scores in {folder}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot create {folder}: {reason(error)}", remedy="choose another place with --scores"
-        ) from error
-    scorer = scorer_of(detector)
-    try:
-        with stepping("scoring", len(selection.items)) as step:
+    def scored(progress: Progress) -> Scored:
+        say(f"{len(selection.items)} images of split {selection.split}, scores in {folder}")
+        scorer = scorer_of(detector)
+        with progress(len(selection.items)) as step:
             return score(scorer, selection.items, store=ScoreStore(folder, scorer, None), step=step)
-    except KeyboardInterrupt as error:
-        ending = Interrupted(error)
-        say(f"{ending}; the scores so far are in {folder}: run the same command again to go on")
-        return ending.code
-    except (EngineError, OutputError) as error:
-        say(f"stopped: {error}; the scores so far are in {folder}")
-        return EXIT_FILES
+
+    return until_stopped(scored, folder, option="--scores")
 
 
 def _data_line(report: CalibrationReport, selection: Selection) -> str:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import EngineChoice, Labelled, Threshold, Verify, located, say_notes
+from ..tools.evaluation.options import Labelled, ReportOptions, Split
+from .options import EngineChoice, Threshold, Verify, located, say_notes
 
 if TYPE_CHECKING:
+    from ..tools.evaluation.run import OpenScorer
     from ..tools.evaluation.store import Scorer
 
 
@@ -23,19 +25,10 @@ class Options:
         list[str] | None,
         typer.Option(help="Bundle folder; repeat for a matrix. Default: the one that 'infer' would use."),
     ] = None
-    split: Annotated[
-        str | None, typer.Option(help="train, val, test or all. Default: test; all images where the set has no splits.")
-    ] = None
-    out: Annotated[str, typer.Option(help="Folder of the report, the figures and the scores.")] = "evaluation"
-    corrupt: Annotated[
-        str | None, typer.Option(help="Score corrupted images as well: all, or a list such as jpeg,blur2,half,noise.")
-    ] = None
+    split: Split = None
+    report: ReportOptions
     threshold: Threshold = None
     engine: EngineChoice
-    resamples: Annotated[
-        int, typer.Option(min=0, max=100_000, help="Bootstrap resamples behind each interval; 0 for none.")
-    ] = 1000
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0
     verify: Verify = False
 
 
@@ -48,14 +41,13 @@ def run(options: Options) -> int:
     from ..tools.datasets.build import open_data
     from ..tools.evaluation.command import evaluate_and_report
     from ..tools.evaluation.items import select
-    from ..tools.evaluation.run import ReportOptions
 
     selection = select(open_data(options.data), options.split)
     bundles: list[str | None] = [*options.bundle] if options.bundle else [None]
     for name in bundles if len(bundles) > 1 else ():
         open_bundle(located(name).path)  # a wrong one must not come to light after hours with the first
-    report = ReportOptions(options.out, options.corrupt, options.resamples, options.seed)
-    return evaluate_and_report([functools.partial(_scorer, name, options) for name in bundles], selection, report)
+    scorers: list[OpenScorer] = [functools.partial(_scorer, name, options) for name in bundles]
+    return evaluate_and_report(scorers, selection, options.report)
 
 
 def _scorer(name: str | None, options: Options) -> Scorer:

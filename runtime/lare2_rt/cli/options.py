@@ -30,9 +30,6 @@ Root = Annotated[
         help="Folder of the images that a list names, or of an index whose images were moved. Default: its own."
     ),
 ]
-Labelled = Annotated[
-    str, typer.Argument(metavar="INDEX", help="Index from 'lare2-rt index', or a labelled folder or list.")
-]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,9 @@ import contextlib
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from rich import box
 from rich.table import Table
@@ -21,9 +23,12 @@ from ...results.writers import print_tables
 from . import figures
 from .corruptions import choose
 from .items import Selection
+from .options import ReportOptions
 from .report import as_dict, markdown
-from .run import Evaluation, OpenScorer, ReportOptions, Step, evaluate
+from .run import Evaluation, OpenScorer, Progress, Step, evaluate
 from .summary import METRICS
+
+Result = TypeVar("Result")
 
 
 def evaluate_and_report(scorers: list[OpenScorer], selection: Selection, options: ReportOptions) -> int:
@@ -33,10 +38,32 @@ def evaluate_and_report(scorers: list[OpenScorer], selection: Selection, options
     """
     # The decoder answers in sentences; Pillow's warnings about sizes and damaged metadata would come on top.
     warnings.filterwarnings("ignore", module=r"PIL\b")
-    out, scores = Path(options.out), options.scores
-    _make_folder(scores)
+    out = Path(options.out)
     corruptions = choose(options.corrupt) if options.corrupt is not None else []
-    say(f"{len(selection.items)} images of split {selection.split}, in {out}")
+
+    def scored(progress: Progress) -> Evaluation:
+        say(f"{len(selection.items)} images of split {selection.split}, in {out}")
+        return evaluate(scorers, selection, options, corruptions=corruptions, progress=progress)
+
+    evaluation = until_stopped(scored, options.scores)
+    if isinstance(evaluation, int):
+        return evaluation
+    _write(evaluation, out)
+    failures = [failure for model in evaluation.models for failure in model.failures]
+    for condition, failure in failures:
+        say(f"{condition}: {failure.name}: {failure.error}")
+    return EXIT_FILES if failures else 0
+
+
+def until_stopped(work: Callable[[Progress], Result], scores: Path, *, option: str = "--out") -> Result | int:
+    """Return what ``work`` returns, or the exit code of a run that stopped after its first progress and can go on.
+
+    Args:
+        scores: folder that the work keeps its scores in, made here; option: the one that chooses it.
+
+    Raises Lare2Error before the first progress.
+    """
+    _make_folder(scores, option)
     begun = False
 
     def progress(total: int) -> contextlib.AbstractContextManager[Step]:
@@ -45,7 +72,7 @@ def evaluate_and_report(scorers: list[OpenScorer], selection: Selection, options
         return stepping("scoring", total)
 
     try:
-        evaluation = evaluate(scorers, selection, options, corruptions=corruptions, progress=progress)
+        return work(progress)
     except KeyboardInterrupt as error:
         ending = Interrupted(error)
         say(f"{ending}; the scores so far are in {scores}: run the same command again to go on")
@@ -55,19 +82,14 @@ def evaluate_and_report(scorers: list[OpenScorer], selection: Selection, options
             raise
         say(f"stopped: {error}; the scores so far are in {scores}")
         return EXIT_FILES
-    _write(evaluation, out)
-    failures = [failure for model in evaluation.models for failure in model.failures]
-    for condition, failure in failures:
-        say(f"{condition}: {failure.name}: {failure.error}")
-    return EXIT_FILES if failures else 0
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, option: str = "--out") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"cannot create {folder}: {reason(error)}", remedy="choose another place with --out"
+            f"cannot create {folder}: {reason(error)}", remedy=f"choose another place with {option}"
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from ...detection import DecisionRule, Provenance
 from ...errors import UsageError
 from .corruptions import CLEAN, Corruption
 from .items import Selection
+from .options import ReportOptions
 from .scores import Bin, Floats, reliability
 from .store import Failure, Scored, Scorer, ScoreStore, score
 from .summary import Sample, Summary, probabilities, summarise
@@ -20,26 +20,6 @@ from .summary import Sample, Summary, probabilities, summarise
 OpenScorer = Callable[[], Scorer]
 Step = Callable[[object], None]
 Progress = Callable[[int], contextlib.AbstractContextManager[Step]]
-
-
-@dataclass(frozen=True, slots=True)
-class ReportOptions:
-    """Where the report goes and what is in it.
-
-    Attributes:
-        out: folder of the report, the figures and the scores; resamples, seed: of the bootstrap.
-        corrupt: names of corruptions to score as well, see ``corruptions.choose``; None for none.
-    """
-
-    out: str
-    corrupt: str | None
-    resamples: int
-    seed: int
-
-    @property
-    def scores(self) -> Path:
-        """Folder of stored scores."""
-        return Path(self.out, "scores")
 
 
 @dataclass(frozen=True, slots=True)
