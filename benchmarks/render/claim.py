@@ -99,10 +99,12 @@ def svg(report: Report, digest: str) -> bytes:
 
 def _name_points(axes: Any, rows: Sequence[Report]) -> None:  # noqa: ANN401 - matplotlib has no types
     """Write the names beside the points, the next free line up where rows are close, with a line to the point then."""
-    taken: list[tuple[float, float, float]] = []  # left, right, height of each name, in points of 1/72 inch
-    for row in sorted(rows, key=lambda row: (error_of(row), row["speedup"])):
-        place = (row["speedup"], error_of(row))
-        x, y = axes.transData.transform(place) * 72 / axes.figure.dpi
+    rows = sorted(rows, key=lambda row: (error_of(row), row["speedup"]))
+    places = [(row["speedup"], error_of(row)) for row in rows]
+    points = axes.transData.transform(places) * 72 / axes.figure.dpi
+    # Left, right and height of each point and of each name, in points of 1/72 inch.
+    taken = [(x - _BESIDE / 2, x + _BESIDE / 2, y) for x, y in points]
+    for row, place, (x, y) in zip(rows, places, points, strict=True):
         left, right, up = x + _BESIDE, x + _BESIDE + len(row["name"]) * _LETTER, 4.0
         while any(left < other[1] and right > other[0] and abs(y + up - other[2]) < _LINE for other in taken):
             up += _LINE

@@ -14,19 +14,20 @@ from filelock import FileLock
 from benchmarks.common.facts import code_digest
 from benchmarks.common.resident import FailedError, RefusedError, Resident
 from benchmarks.render import profile as render_profile, throughput as render_throughput
-from benchmarks.throughput import __main__ as throughput, session as throughput_session
+from benchmarks.throughput import __main__ as throughput, eager, peers, profiling, session as throughput_session
 from benchmarks.throughput.builds import Builder
 from benchmarks.throughput.layers import block_of, blocks_of_nodes, in_order
 from benchmarks.throughput.options import Options, parse
-from benchmarks.throughput.profiling import profile_builds
 from benchmarks.throughput.rows import BUILDS, ENGINES, REFERENCE, ROWS, Build, Footprint, Row
 from benchmarks.throughput.setup import Setup
 from benchmarks.throughput.turns import Schedule
 from lare2_rt.engines import registry
+from lare2_rt.engines.difference import difference
 from tests.conftest import ROOT
 from tests.helpers.processes import environment
 
 FAKE_ROWS = "tests.fakes.rows"
+COMPILED = "torch-compile"
 FAKE_BUILDS = {"reference": Build(f"{FAKE_ROWS}:prepare", ())}
 
 
@@ -52,7 +53,7 @@ class TestRows:
             assert row.title
             assert row.stands_for
             assert set(row.needs) <= set(BUILDS)
-        builds = [*BUILDS.values(), *profile_builds("{}", ensemble=4).values()]
+        builds = [*BUILDS.values(), *profiling.profile_builds("{}", ensemble=4).values()]
         for function in [row.opener for row in ROWS] + [build.function for build in builds]:
             module, name = function.split(":")
             source = (ROOT / module.replace(".", "/")).with_suffix(".py")
@@ -260,10 +261,11 @@ def throughput_command(folder, *arguments):
 
 @pytest.fixture(scope="session")
 def measured(once):
-    """The folder of a run of all rows: its work, its report and what it printed."""
+    """The folder of a run of all rows but torch-compile, whose C++ takes minutes: work, report and what it printed."""
 
     def make(folder):
-        run = throughput_command(folder, "--rounds", "1", "--out", folder / "report.json")
+        rows = ",".join(row.name for row in ROWS if row.name != COMPILED)
+        run = throughput_command(folder, "--rounds", "1", "--rows", rows, "--out", folder / "report.json")
         (folder / "printed").write_text(run.stdout)
 
     return once("throughput", make)
@@ -284,7 +286,7 @@ def test_every_row_computes_the_same(measured):
             for name in ("latent", "noise_prediction", "embedding"):
                 assert 0 < row["fidelity"][name]["worst_relative_l2"] < 3e-4, (row["name"], name)
             assert row["fidelity"]["noise_prediction"]["graph_differs_by"] < 1e-4, row["name"]
-    for name in ("eager", "eager-accurate", "eager-official", "torch-compile", "onnxruntime-plain", "onnxruntime"):
+    for name in ("eager", "eager-accurate", "eager-official", "onnxruntime-plain", "onnxruntime"):
         assert rows[name]["status"] == "measured", rows[name]
     # Fresh noise for every image: what the timed runs compute is not what the fidelity run computes.
     assert rows["eager-official"]["settings"]["noise"].startswith("drawn")
@@ -305,6 +307,29 @@ def test_every_row_computes_the_same(measured):
 
 
 @pytest.mark.slow
+def test_torch_compile_takes_each_component_whole(tmp_path, monkeypatch):
+    """As the row compiles them, but for the C++ that inductor would write: one graph each, which computes the same."""
+    import torch
+
+    compile_module, compiled = torch.compile, []
+
+    def without_inductor(module, *, options, **arguments):
+        assert options == {"freezing": True}
+        compiled.append(type(module).__name__)
+        return compile_module(module, backend="aot_eager", **arguments)
+
+    monkeypatch.setattr(torch, "compile", without_inductor)
+    setup = parse(["--limit", "1", "--threads", "1", "--work", str(tmp_path)]).setup
+    (picture,) = setup.pictures()
+    ours = peers.open_compiled(setup, None).run(picture)
+    theirs = eager.EagerRunner(eager.load_plain(setup), dict.fromkeys(eager.TUNED, "contiguous"), 1).run(picture)
+    assert compiled == ["EncodeStep", "NoiseStep", "ClipBackbone", "Egre"]
+    assert set(ours) <= set(theirs)
+    for name, value in ours.items():
+        assert difference(value, theirs[name]).relative_l2 < 1e-5, name
+
+
+@pytest.mark.slow
 def test_measured_rows_are_found_again(measured, tmp_path):
     first = json.loads((measured / "report.json").read_text())["rows"]
     again = throughput_command(measured, "--rounds", "1", "--rows", "eager,onnxruntime", "--out", tmp_path / "again")
@@ -314,12 +339,18 @@ def test_measured_rows_are_found_again(measured, tmp_path):
 
 
 @pytest.mark.slow
-def test_profile_end_to_end(measured, tmp_path):
-    throughput_command(measured, "--profile", "--out", tmp_path / "profile.json")
+def test_profile_end_to_end(measured, tmp_path, monkeypatch):
+    """With half of the other numbers of draws and images."""
+    assert profiling.points(4) == [(1, 1), (2, 1), (4, 1), (4, 2), (4, 4), (8, 1)]
+    monkeypatch.setattr(profiling, "ENSEMBLES", (1, 4))
+    monkeypatch.setattr(profiling, "BATCHES", (1, 2))
+    command = ["--profile", "--limit", "2", "--work", measured / "work", "--out", tmp_path / "profile.json"]
+    with FileLock(measured / "turn"):
+        assert throughput.main(list(map(str, command))) == 0
     report = json.loads((tmp_path / "profile.json").read_text())
-    assert [(s["ensemble"], s["batch"]) for s in report["sizes"] if s["engine"] == "eager"] == [
-        (1, 1), (2, 1), (4, 1), (4, 2), (4, 4), (8, 1)
-    ]  # fmt: skip
+    sizes = [(s["engine"], s["ensemble"], s["batch"]) for s in report["sizes"]]
+    assert sizes == [(name, *size) for size in ((1, 1), (4, 1), (4, 2)) for name in ("eager", "onnxruntime")]
+    assert all(size["peak_bytes"] > 1e8 and len(size["seconds"]) == 3 for size in report["sizes"])
     for name in ("eager", "onnxruntime"):
         assert {"conv_in", "mid_block.attentions.0", "up_blocks.3.resnets.1"} <= set(report["parts"][name]["blocks"])
     for part in report["parts"].values():

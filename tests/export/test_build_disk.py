@@ -173,9 +173,11 @@ def test_finished_components_outlive_a_bundle_that_cannot_be_published(disks):
 @pytest.mark.slow
 @pytest.mark.parametrize("row", range(16))
 def test_full_at_every_call(disks, row):
-    """A failure that passes is tried only once in each file of weights, whose hundreds of writes are alike."""
-    for number in range(row, len(disks.calls), 16):
+    """Of the hundreds of writes of a file of weights, which are alike, one in four, and no failure that passes."""
+    for turn, number in enumerate(range(row, len(disks.calls), 16)):
         kind, name = disks.calls[number]
         alike = name.endswith(".data") and disks.calls[number - 1] == (kind, name)
-        for once in (False,) if alike else (False, True):
-            disks.check(number, once=once)
+        if not alike:
+            disks.check(number, once=True)
+        if not alike or turn % 4 == 0:
+            disks.check(number, once=False)

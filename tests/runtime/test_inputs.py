@@ -281,8 +281,7 @@ def memory_of(pid):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--no-isolate",)])
-@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("form", "more"), [("jsonl", ()), ("parquet", ("--no-isolate",))])
 def test_ten_thousand_files(tmp_path, form, more):
     """Memory stays flat after the first 500, with that of the decoding processes, and the order is kept."""
     folder = tmp_path / "pictures"
