@@ -1,69 +1,30 @@
 """A disk that fills up at any write of a build: one sentence, the old bundle untouched, nothing that misleads a rerun.
 
-The builds run in this process, with the same conversion of failures as between worker and parent. What takes long and
-writes nothing is replaced: networks are not loaded, torch's exporter gives the graphs of the embedded bundle, and the
-parity run its report.
+The builds run in this process and are quick, see ``tests.helpers.quick_build``.
 """
 
-import gc
-import json
 import random
 import shutil
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
-import onnx_ir as ir
 import pytest
-import torch
 
-from lare2_export.build import bundle as build, export_step, isolate
-from lare2_export.build.options import BuildOptions
-from lare2_ref.sources import default_model_folder, open_model_folder
-from lare2_rt.bundle.manifest import COMPONENTS, PARITY, SELFCHECK
+from lare2_export.build import bundle as build
+from lare2_rt.bundle.manifest import COMPONENTS
 from lare2_rt.bundle.opening import open_bundle
 from lare2_rt.errors import Lare2Error, OutputError
 from lare2_rt.host import integrity
 from tests.helpers.full_disk import FullDisk
+from tests.helpers.quick_build import OPTIONS, SOURCES, quicken
 
-OPTIONS = BuildOptions(batches=(1,), half=False)
-SOURCES = open_model_folder(default_model_folder())
 SEEDED = random.Random(20240617)
 
 
-def exporter(bundle):
-    """A ``torch.onnx.export`` that gives the graph of a bundle with these inputs, its weights in memory."""
-    variants = [variant for several in bundle.manifest.components.values() for variant in several]
-
-    def export(module, inputs, *, opset_version, input_names, **options):
-        wanted = {name: tuple(value.shape) for name, value in zip(input_names, inputs, strict=True)}
-        (variant,) = (v for v in variants if {s.name: s.shape for s in v.inputs} == wanted and v.opset == opset_version)
-        model = ir.load(bundle.graph_path(variant))
-        for name, value in model.graph.initializers.items():
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=name)
-        return SimpleNamespace(model=model)
-
-    return export
-
-
 @pytest.fixture
-def quick_build(monkeypatch, embedded, tmp_path):
+def quick_build(monkeypatch, tmp_path):
     """Build at ``out`` on a disk; the cache is on it as well."""
-    bundle = open_bundle(embedded)
-    report, selfcheck = json.loads((embedded / PARITY).read_bytes()), np.load(embedded / SELFCHECK)
-    measured = SimpleNamespace(report=report, selfcheck=selfcheck)
-
-    def run_here(name, function, *arguments, lock, report):
-        if name == "parity":
-            return measured
-        return isolate.answer(name, *isolate.attempt(function, *arguments, report=report))
-
-    empty = [replace(component, build=lambda *_: torch.nn.Identity()) for component in export_step.COMPONENTS]
-    monkeypatch.setattr(export_step, "COMPONENTS", empty)
-    monkeypatch.setattr(torch.onnx, "export", exporter(bundle))
-    monkeypatch.setattr(build, "run_isolated", run_here)
-    monkeypatch.setattr(gc, "collect", lambda: 0)  # with torch's hundred thousand objects it costs more than the rest
+    quicken(monkeypatch)
     monkeypatch.setenv("LARE2_CACHE", str(tmp_path / "cache"))
     # The cache of hashes takes files that have not changed for a while. A build that is slow, because the machine is
     # busy, would write it once more than the build whose calls were counted.

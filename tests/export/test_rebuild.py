@@ -1,5 +1,6 @@
 """A build that is killed and run again, and a build in another place, give the same bundle."""
 
+import functools
 import itertools
 import os
 import random
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from lare2_export.build.bundle import build_bundle
 from lare2_rt.bundle.manifest import Decision
 from lare2_rt.bundle.opening import open_bundle
 from tests.conftest import ROOT
 from tests.helpers.processes import environment
+from tests.helpers.quick_build import OPTIONS, PAUSE, SOURCES, quicken
 
 pytestmark = pytest.mark.usefixtures("every_core")
 
@@ -31,17 +34,22 @@ PACKAGED = [
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def build(out, *arguments, **options):
+def build(out, *, arguments=(), **options):
     command = [sys.executable, SCRIPT, "--out", out, *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
-def killed_at(out, line, delay, *arguments):
+def start_quick_build(out):
+    command = [sys.executable, "-m", "tests.helpers.quick_build", out]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(ROOT))
+
+
+def killed_at(out, line, delay, start):
     """Kill a build ``delay`` seconds after its progress line number ``line``; returns whether it was still running.
 
     Lines, not seconds: a kill then falls into the same phase on a fast machine and on a busy one.
     """
-    process = build(out, *arguments)
+    process = start(out)
     for _ in range(line):
         process.stderr.readline()
     time.sleep(delay)
@@ -50,20 +58,20 @@ def killed_at(out, line, delay, *arguments):
     return process.returncode == -signal.SIGKILL
 
 
-def killed_and_built(tmp_path, points, *arguments, kills):
+def killed_and_built(tmp_path, points, start, kills):
     """Kill builds at ``points`` until so many kills have struck, then build; returns what that last run had to say.
 
     A point behind the end of a build that had little left to do kills nothing: the next build replaces its bundle.
     """
     out = tmp_path / "engines"
     for line, delay in points:
-        kills -= killed_at(out, line, delay, *arguments)
+        kills -= killed_at(out, line, delay, start)
         if out.exists():
             open_bundle(out)  # whatever stands under the final name is whole
         if kills == 0:
             break
     assert kills == 0
-    process = build(out, *arguments)
+    process = start(out)
     _, lines = process.communicate()
     assert process.returncode == 0, lines
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engines"]
@@ -90,19 +98,21 @@ def id_of_first_batch(manifest, decision):
     return manifest.model_copy(update={"components": components, "files": files, "decision": decision}).compute_id()
 
 
-def test_killed_three_times(tmp_path, built_mini):
-    """At three points on the way, after the first component at the latest; later runs reuse what is finished.
-
-    The unbroken build is one of this machine: constants that are folded in torch are rounded as its processor does.
-    """
-    points = [(3, SEEDED.uniform(0, 2)), (6, SEEDED.uniform(0, 2)), (5, SEEDED.uniform(0, 2))]
-    lines = killed_and_built(tmp_path, points, "--batch", "1", kills=3)
+def test_killed_three_times(tmp_path, monkeypatch):
+    """At three points on the way, after the first component at the latest; later runs reuse what is finished."""
+    points = [(line, SEEDED.uniform(0, PAUSE)) for line in (3, 6, 5)]
+    lines = killed_and_built(tmp_path, points, start_quick_build, kills=3)
     assert "already exported by an earlier run" in lines
-    assert_unbroken(tmp_path / "engines", built_mini)
+    quicken(monkeypatch)
+    unbroken = build_bundle(SOURCES, tmp_path / "unbroken", OPTIONS, report=lambda line: None)
+    assert open_bundle(tmp_path / "engines", verify=True).manifest.id == unbroken.manifest.id
 
 
 def assert_unbroken(rebuilt, unbroken):
-    """``rebuilt``, for batches of 1, is what an unbroken build gives."""
+    """``rebuilt``, for batches of 1, is what an unbroken build gives.
+
+    One of this machine: constants that are folded in torch are rounded as its processor does.
+    """
     rebuilt, unbroken = (open_bundle(path, verify=True).manifest for path in (rebuilt, unbroken))
     assert keys(rebuilt) == keys(unbroken)
     assert rebuilt.decision == Decision(calibration="uncalibrated", demonstration=True)
@@ -173,7 +183,7 @@ def test_full_disk_is_a_sentence(tmp_path):
 def test_killed_at_twenty_points(row, tmp_path, built_mini):
     """Two builds, each killed ten times at seeded points anywhere between its start and its end."""
     points = itertools.islice(seeded_points(row, tmp_path / ".engines.finished"), 24)
-    killed_and_built(tmp_path, points, "--batch", "1", kills=10)
+    killed_and_built(tmp_path, points, functools.partial(build, arguments=("--batch", "1")), kills=10)
     assert_unbroken(tmp_path / "engines", built_mini)
 
 

@@ -115,9 +115,16 @@ def test_bundles_open(command, expected, request, name):
     assert {path.name: sha256_of(path) for path in folder.glob("*.onnx")} == expected["embedded"]["graphs"]
 
 
-def test_rebuilt_default(expected, built_mini):
+def test_rebuilt_default(expected, tmp_path, monkeypatch):
+    """What names LaRE and the components is known before anything is exported."""
+    from lare2_export.build.bundle import build_bundle
+    from lare2_export.build.options import BuildOptions
+    from tests.helpers.quick_build import SOURCES, quicken
+
+    quicken(monkeypatch)
+    build_bundle(SOURCES, tmp_path / "engines", BuildOptions(), report=lambda line: None)
     # Not the id: unet_step of the embedded bundle has other bits under the same component keys.
-    new, old = load(built_mini / "manifest.json"), expected["rebuilt"]
+    new, old = load(tmp_path / "engines/manifest.json"), expected["rebuilt"]
     assert new["lare_id"] == old["lare_id"]
     if new["build"] != old["versions"]:
         pytest.skip("component keys name the versions of the exporter, and others are installed")
