@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -46,6 +47,12 @@ def pytest_collection_modifyitems(items):
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and nvidia-smi is not here"))
     items[:] = spread(items)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: without this, Python looks through torch's objects for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def spread(items):

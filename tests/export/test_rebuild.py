@@ -78,13 +78,15 @@ def killed_and_built(tmp_path, points, start, kills):
     return lines
 
 
-def seeded_points(seed, marks):
-    """Yield points anywhere between the start of a build and its end, which is nearer the more is finished already."""
+def seeded_points(seed, marks, *, lines, delay):
+    """Yield points anywhere between the start of a build and its end, which is nearer the more is finished already.
+
+    ``lines`` are what an unbroken build for one batch size reports; a component that is reused has one of its four.
+    """
     seeded = random.Random(seed)
     while True:
         finished = len(list(marks.glob("*.done.json")))
-        # 21 lines with one batch size; a component that is reused has one of its four.
-        yield seeded.randint(1, 21 - 3 * finished), seeded.uniform(0, 2)
+        yield seeded.randint(1, lines - 3 * finished), seeded.uniform(0, delay)
 
 
 def id_of_first_batch(manifest, decision):
@@ -103,20 +105,13 @@ def test_killed_three_times(tmp_path, monkeypatch):
     points = [(line, SEEDED.uniform(0, PAUSE)) for line in (3, 6, 5)]
     lines = killed_and_built(tmp_path, points, start_quick_build, kills=3)
     assert "already exported by an earlier run" in lines
+    assert_as_unbroken_quick_build(tmp_path, monkeypatch)
+
+
+def assert_as_unbroken_quick_build(tmp_path, monkeypatch):
     quicken(monkeypatch)
     unbroken = build_bundle(SOURCES, tmp_path / "unbroken", OPTIONS, report=lambda line: None)
     assert open_bundle(tmp_path / "engines", verify=True).manifest.id == unbroken.manifest.id
-
-
-def assert_unbroken(rebuilt, unbroken):
-    """``rebuilt``, for batches of 1, is what an unbroken build gives.
-
-    One of this machine: constants that are folded in torch are rounded as its processor does.
-    """
-    rebuilt, unbroken = (open_bundle(path, verify=True).manifest for path in (rebuilt, unbroken))
-    assert keys(rebuilt) == keys(unbroken)
-    assert rebuilt.decision == Decision(calibration="uncalibrated", demonstration=True)
-    assert rebuilt.id == id_of_first_batch(unbroken, rebuilt.decision)
 
 
 def keys(manifest):
@@ -179,12 +174,23 @@ def test_full_disk_is_a_sentence(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", range(2))
-def test_killed_at_twenty_points(row, tmp_path, built_mini):
-    """Two builds, each killed ten times at seeded points anywhere between its start and its end."""
-    points = itertools.islice(seeded_points(row, tmp_path / ".engines.finished"), 24)
-    killed_and_built(tmp_path, points, functools.partial(build, arguments=("--batch", "1")), kills=10)
-    assert_unbroken(tmp_path / "engines", built_mini)
+def test_killed_twelve_times(tmp_path, monkeypatch):
+    points = seeded_points(0, tmp_path / ".engines.finished", lines=17, delay=PAUSE)
+    killed_and_built(tmp_path, itertools.islice(points, 30), start_quick_build, kills=12)
+    assert_as_unbroken_quick_build(tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_real_build_killed_eight_times(tmp_path, built_mini):
+    """With its workers and everything that they export."""
+    points = seeded_points(1, tmp_path / ".engines.finished", lines=21, delay=2)
+    start = functools.partial(build, arguments=("--batch", "1"))
+    killed_and_built(tmp_path, itertools.islice(points, 20), start, kills=8)
+    # One of this machine: constants that are folded in torch are rounded as its processor does.
+    rebuilt, unbroken = (open_bundle(path, verify=True).manifest for path in (tmp_path / "engines", built_mini))
+    assert keys(rebuilt) == keys(unbroken)
+    assert rebuilt.decision == Decision(calibration="uncalibrated", demonstration=True)
+    assert rebuilt.id == id_of_first_batch(unbroken, rebuilt.decision)
 
 
 @pytest.fixture(scope="module")
