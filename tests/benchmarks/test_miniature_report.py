@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -97,15 +98,20 @@ class TestCompare:
 
 
 @pytest.mark.slow
-def test_every_stage_twice(tmp_path, capsys):
-    """From a clean folder, then from what was kept: the same report; its model folder builds (see test_export)."""
+def test_every_stage_twice(tmp_path, capsys, monkeypatch):
+    """From a clean folder, then from what was kept: the same report; its model folder builds (see test_export).
+
+    Half as many photographs as ``--quick`` takes.
+    """
+    fewer = replace(QUICK, every=2 * QUICK.every)
+    monkeypatch.setattr(miniature, "QUICK", fewer)
     work, out = tmp_path / "work", tmp_path / "report.json"
     arguments = ["--quick", "--work", str(work), "--out", str(out)]
     assert miniature.main([*arguments, "--model", str(tmp_path / "model")]) == 0
     first = json.loads(out.read_text())
     assert set(first["ablation"]) >= {"scratch/lare", "pretrained/egre", "scratch/egre-v7"}
     assert first["cost"] is None
-    assert sum(part["photographs"] for part in first["data"]["splits"].values()) == -(-275 // QUICK.every)
+    assert sum(part["photographs"] for part in first["data"]["splits"].values()) == -(-275 // fewer.every)
     assert_tables({**first, "cost": sample_report()["cost"]})
     assert not list(tmp_path.rglob("*.jpg"))
     assert miniature.main([*arguments, "--compare", str(out), "--images", str(tmp_path / "images")]) == 0
