@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from lare2_export.build.bundle import build_bundle
 from lare2_rt.bundle.manifest import Decision
 from lare2_rt.bundle.opening import open_bundle
 from tests.conftest import ROOT
 from tests.helpers.processes import environment
-from tests.helpers.quick_build import OPTIONS, PAUSE, SOURCES, quicken
+from tests.helpers.quick_build import PAUSE, build_quickly
 
 pytestmark = pytest.mark.usefixtures("every_core")
 
@@ -100,17 +99,16 @@ def id_of_first_batch(manifest, decision):
     return manifest.model_copy(update={"components": components, "files": files, "decision": decision}).compute_id()
 
 
-def test_killed_three_times(tmp_path, monkeypatch):
+def test_killed_three_times(tmp_path):
     """At three points on the way, after the first component at the latest; later runs reuse what is finished."""
     points = [(line, SEEDED.uniform(0, PAUSE)) for line in (3, 6, 5)]
     lines = killed_and_built(tmp_path, points, start_quick_build, kills=3)
     assert "already exported by an earlier run" in lines
-    assert_as_unbroken_quick_build(tmp_path, monkeypatch)
+    assert_as_unbroken_quick_build(tmp_path)
 
 
-def assert_as_unbroken_quick_build(tmp_path, monkeypatch):
-    quicken(monkeypatch)
-    unbroken = build_bundle(SOURCES, tmp_path / "unbroken", OPTIONS, report=lambda line: None)
+def assert_as_unbroken_quick_build(tmp_path):
+    unbroken = build_quickly(tmp_path / "unbroken")
     assert open_bundle(tmp_path / "engines", verify=True).manifest.id == unbroken.manifest.id
 
 
@@ -174,10 +172,10 @@ def test_full_disk_is_a_sentence(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_twelve_times(tmp_path, monkeypatch):
+def test_killed_twelve_times(tmp_path):
     points = seeded_points(0, tmp_path / ".engines.finished", lines=17, delay=PAUSE)
     killed_and_built(tmp_path, itertools.islice(points, 30), start_quick_build, kills=12)
-    assert_as_unbroken_quick_build(tmp_path, monkeypatch)
+    assert_as_unbroken_quick_build(tmp_path)
 
 
 @pytest.mark.slow

@@ -64,14 +64,19 @@ def quicken(patch):
     patch.setattr(gc, "collect", lambda: 0)  # with torch's hundred thousand objects it costs more than the rest
 
 
+def build_quickly(out, options=OPTIONS, report=lambda line: None):
+    """Build at ``out`` in this process; returns the bundle."""
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        return build.build_bundle(SOURCES, out, options, report=report)
+
+
 def main():
     def report(line):
         print(line, file=sys.stderr, flush=True)
         time.sleep(PAUSE)
 
-    with pytest.MonkeyPatch.context() as patch:
-        quicken(patch)
-        build.build_bundle(SOURCES, Path(sys.argv[1]), OPTIONS, report=report)
+    build_quickly(Path(sys.argv[1]), report=report)
 
 
 if __name__ == "__main__":

@@ -115,14 +115,12 @@ def test_bundles_open(command, expected, request, name):
     assert {path.name: sha256_of(path) for path in folder.glob("*.onnx")} == expected["embedded"]["graphs"]
 
 
-def test_rebuilt_default(expected, tmp_path, monkeypatch):
+def test_rebuilt_default(expected, tmp_path):
     """What names LaRE and the components is known before anything is exported."""
-    from lare2_export.build.bundle import build_bundle
     from lare2_export.build.options import BuildOptions
-    from tests.helpers.quick_build import SOURCES, quicken
+    from tests.helpers.quick_build import build_quickly
 
-    quicken(monkeypatch)
-    build_bundle(SOURCES, tmp_path / "engines", BuildOptions(), report=lambda line: None)
+    build_quickly(tmp_path / "engines", BuildOptions())
     # Not the id: unet_step of the embedded bundle has other bits under the same component keys.
     new, old = load(tmp_path / "engines/manifest.json"), expected["rebuilt"]
     assert new["lare_id"] == old["lare_id"]
